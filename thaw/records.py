@@ -1,0 +1,278 @@
+"""What code produces: frozen records that go in and out of JSON, and the digests that name them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, Literal, Self, TypeVar
+
+from pydantic import TypeAdapter
+
+Value = TypeVar("Value")
+Side = Literal["train", "validation", "test"]
+SIDES: tuple[Side, ...] = ("train", "validation", "test")
+
+
+def digest_of(*parts: Any) -> str:
+    """The content address of JSON-ready parts: 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Record):
+        return asdict(value)
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+class Record:
+    """Base of all records: a frozen dataclass with a JSON form and a digest of its content."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return TypeAdapter(cls).validate_json(text)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made(Generic[Value]):
+    """What a stage hands back: its value, and whether it was found published rather than made."""
+
+    value: Value
+    reused: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow(Record):
+    """One usable image of a dump. `side` is set where the dump comes with ready splits."""
+
+    path: str
+    label: str
+    sha256: str
+    width: int
+    height: int
+    side: Side | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantined(Record):
+    """One image set aside, and why."""
+
+    path: str
+    label: str | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Record):
+    """Every image of a dump: the usable ones in natural order of their paths, and the quarantine list.
+
+    `ignored` lists members that are no images by name: `__MACOSX`, `Thumbs.db`, a read-me file.
+    """
+
+    layout: str
+    classes: tuple[str, ...]
+    images: tuple[ImageRow, ...]
+    quarantined: tuple[Quarantined, ...]
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Record):
+    """Which images train, validate and test. A label's index is its place in `classes`."""
+
+    manifest: str
+    strategy: str
+    seed: int
+    classes: tuple[str, ...]
+    train: tuple[ImageRow, ...]
+    validation: tuple[ImageRow, ...]
+    test: tuple[ImageRow, ...]
+
+    def rows(self, side: Side) -> tuple[ImageRow, ...]:
+        return getattr(self, side)
+
+    def labels(self, side: Side) -> list[int]:
+        index = {label: number for number, label in enumerate(self.classes)}
+        return [index[row.label] for row in self.rows(side)]
+
+    def counts(self) -> dict[Side, dict[str, int]]:
+        """Images of each class on each side."""
+        table = {side: dict.fromkeys(self.classes, 0) for side in SIDES}
+        for side in SIDES:
+            for row in self.rows(side):
+                table[side][row.label] += 1
+        return table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone(Record):
+    """A backbone that was built and loaded once: its weights' digest, and the layers it can be cut at."""
+
+    name: str
+    weights: str
+    weights_sha256: str
+    preprocessing: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpace(Record):
+    """Everything that decides a feature's value. Its digest names the folder that caches the rows.
+
+    `augmentation` is None for the images themselves; `shape` is one row's (height, width, channels).
+    """
+
+    backbone: str
+    weights_sha256: str
+    cut: str
+    image_size_pixels: int
+    resize_filter: str
+    preprocessing: str
+    precision: str
+    storage: str
+    augmentation: Mapping[str, Any] | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet(Record):
+    """A handle to the rows of one side of a split in a space: digests, never arrays.
+
+    `views` is 0 for the images themselves, else the number of augmented views of each image.
+    """
+
+    space: str
+    split: str
+    side: Side
+    views: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Record):
+    """The three sides of a split at one cut."""
+
+    cut: str
+    train: FeatureSet
+    validation: FeatureSet
+    test: FeatureSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Record):
+    """One epoch's figures. Losses are mean cross-entropies in nats."""
+
+    loss: float
+    accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class History(Record):
+    """What training saw, epoch by epoch.
+
+    `validation_counts` are the validation images of each class. `start` holds the validation figures
+    before the first epoch, where a model was taken over: a fine-tune starts from its head.
+    """
+
+    validation_counts: tuple[int, ...]
+    epochs: tuple[Epoch, ...] = ()
+    start: Epoch | None = None
+
+    @property
+    def best_epoch(self) -> int:
+        """The 1-based epoch of the lowest finite validation loss; 0 is the start."""
+        losses = {0: self.start.val_loss} if self.start else {}
+        losses |= {number: epoch.val_loss for number, epoch in enumerate(self.epochs, 1)}
+        finite = {number: loss for number, loss in losses.items() if loss == loss and abs(loss) != float("inf")}
+        return min(finite, key=finite.get, default=0)
+
+    @property
+    def best(self) -> Epoch | None:
+        """The figures at `best_epoch`."""
+        return self.epochs[self.best_epoch - 1] if self.best_epoch else self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """The gate's finding, with the statistic it compared and the threshold it used, in nats."""
+
+    state: Literal["plateaued", "improving", "diverged", "at_chance"]
+    statistic: float | None
+    threshold: float | None
+    epoch: int
+    reason: str
+    overridden: bool = False
+
+    @property
+    def opens_gate(self) -> bool:
+        return self.state == "plateaued" or self.overridden
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Record):
+    """A trained network, from its cut to class probabilities, saved in `checkpoints/<digest>/`."""
+
+    address: str
+    stage: Literal["head", "fine_tuned"]
+    cut: str
+    split: str
+    space: str
+    history: History
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Record):
+    """One test image and the probability the model gave each class."""
+
+    path: str
+    label: str
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics(Record):
+    """Figures over a set of predictions. `log_loss` is in nats; the interval is Wilson's, at 95 %.
+
+    `confusion[i][j]` counts images of class i that were called class j. `auc` is None where the rows
+    hold one class only.
+    """
+
+    images: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    log_loss: float
+    auc: float | None
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """What a checkpoint makes of the test rows of its split, image by image."""
+
+    checkpoint: str
+    stage: str
+    split: str
+    classes: tuple[str, ...]
+    metrics: Metrics
+    predictions: tuple[Prediction, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTime(Record):
+    """How long one stage of a run took, and whether its output was found published."""
+
+    stage: str
+    seconds: float
+    cached: bool

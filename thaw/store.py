@@ -1,0 +1,161 @@
+"""The store: one folder that holds everything a run makes, under the digest of what decided it.
+
+Whatever is in the store is whole and never changes: it is written aside and put in place by one
+rename. A writer that is killed leaves nothing that is read, and two writers of the same thing
+agree, so nobody needs a lock.
+"""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from thaw.errors import DiskFull, StoreNotWritable
+from thaw.records import Record
+
+logger = logging.getLogger(__name__)
+SomeRecord = TypeVar("SomeRecord", bound=Record)
+
+_ABANDONED_SECONDS = 24 * 3600
+
+
+class Store:
+    """A store's root folder, created when first written to."""
+
+    def __init__(self, root: Path | str | None = None):
+        """`root` defaults to THAW_STORE, or `store` in the working folder."""
+        self.root = Path(root or os.environ.get("THAW_STORE") or "store").expanduser().absolute()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def folder(self, *parts: str) -> Path:
+        return self.root.joinpath(*parts)
+
+    def check_writable(self) -> None:
+        """Write and remove one small file.
+
+        Raises:
+            StoreNotWritable: the folder can't be created or written.
+        """
+        with self.publish_file("writable"):
+            pass
+        self.folder("writable").unlink(missing_ok=True)
+
+    def read(self, kind: str, digest: str, record: type[SomeRecord]) -> SomeRecord | None:
+        """The record published as `<kind>/<digest>.json`, or None. A damaged file is set aside."""
+        return self.read_file(self.folder(kind, f"{digest}.json"), record)
+
+    def read_file(self, path: Path, record: type[SomeRecord]) -> SomeRecord | None:
+        try:
+            return record.from_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            self.set_aside(path, f"not a readable {record.__name__}: {error.errors()[0]['msg']}")
+            return None
+
+    def publish(self, kind: str, digest: str, record: Record) -> None:
+        """Publish a record as `<kind>/<digest>.json`."""
+        with self.publish_file(kind, f"{digest}.json") as partial:
+            partial.write_text(record.to_json(), encoding="utf-8")
+
+    @contextmanager
+    def publish_file(self, *parts: str) -> Iterator[Path]:
+        """Yield a path to write; what is there at the end replaces the file at `parts`."""
+        with self._partial() as folder:
+            partial = folder / parts[-1]
+            partial.touch()
+            yield partial
+            target = self.folder(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.replace(target)
+
+    @contextmanager
+    def publish_folder(self, *parts: str) -> Iterator[Path]:
+        """Yield an empty folder to fill; at the end it becomes the folder at `parts`.
+
+        Where another writer was faster its folder stays, and this one is dropped: both hold the same.
+        """
+        with self._partial() as folder:
+            partial = folder / parts[-1]
+            partial.mkdir()
+            yield partial
+            target = self.folder(*parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                partial.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """Move a damaged file or folder out of the way, so that it is made again."""
+        target = self.folder("damaged", f"{path.parent.name}-{path.name}-{time.time_ns()}")
+        logger.warning("%s is damaged (%s); moved to %s, to be made again", path, reason, target)
+        with self._writing():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.rename(target)
+            except FileNotFoundError:
+                pass  # another process set it aside first
+
+    @contextmanager
+    def _partial(self) -> Iterator[Path]:
+        with self._writing():
+            partials = self.folder("partial")
+            partials.mkdir(parents=True, exist_ok=True)
+            _sweep(partials)
+            folder = Path(tempfile.mkdtemp(dir=partials))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(self._existing()).free
+                raise DiskFull(
+                    f"no room left for the store at {self.root} ({free / 1e6:.0f} MB free). What is published "
+                    "stays valid: make room, or move the store and pass --store, then run the same command again."
+                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+                raise StoreNotWritable(
+                    f"the store at {self.root} can't be written: {error.strerror}. "
+                    "Choose another folder with --store or THAW_STORE, or mend its permissions."
+                ) from error
+            raise
+
+    def _existing(self) -> Path:
+        return next(path for path in (self.root, *self.root.parents) if path.exists())
+
+
+def read_json(path: Path) -> dict | None:
+    """The JSON object in a file, or None where there is no such file."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _sweep(partials: Path) -> None:
+    """Remove what killed writers left behind long ago."""
+    for leftover in partials.iterdir():
+        try:
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+        except FileNotFoundError:
+            continue
