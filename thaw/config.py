@@ -4,6 +4,7 @@ A recipe (`recipes/*.yaml`) fills every section; what a user gives on top wins, 
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from thaw.errors import BadConfig
+
+# How far from a bound, as pydantic names it, the nearest valid value lies.
+_BOUNDS = {"ge": "", "le": "", "gt": "just above ", "lt": "just below "}
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -46,9 +50,9 @@ class SplitConfig(Section):
         description="index: the first images of each class by number; hash: by content, so that an image "
         "never changes side when the dump grows; directory: the dump's own folders.",
     )
-    train: int | float = Field(1000, ge=0, description="Images of each class, or a fraction below 1.")
-    validation: int | float = Field(500, ge=0, description="Images of each class, or a fraction below 1.")
-    test: int | float = Field(500, ge=0, description="Images of each class, or a fraction below 1.")
+    train: int | float = Field(1000, gt=0, description="Images of each class, or a fraction below 1.")
+    validation: int | float = Field(500, gt=0, description="Images of each class, or a fraction below 1.")
+    test: int | float = Field(500, gt=0, description="Images of each class, or a fraction below 1.")
     seed: int = Field(0, ge=0, description="Changes which side the hash strategy gives an image.")
 
     @model_validator(mode="after")
@@ -123,7 +127,7 @@ class HeadConfig(Section):
     stop: Literal["when_converged", "at_budget"] = Field(
         "when_converged", description="when_converged ends training once the gate's verdict is settled."
     )
-    views: int = Field(0, ge=0, le=64, description="Augmented views of each image; 0 trains on the image itself.")
+    views: int = Field(0, ge=0, le=64, description="Augmented views of each training image; epochs cycle through the image and them.")
     seed: int = Field(0, ge=0, description="Of initial weights, order of images and dropout.")
 
 
@@ -153,7 +157,7 @@ class FineTuneConfig(Section):
     patience_epochs: int | None = Field(
         3, ge=1, le=1000, description="Stop after so many epochs without a better val loss; null never stops early."
     )
-    views: int = Field(0, ge=0, le=64, description="Augmented views of each image; 0 trains on the image itself.")
+    views: int = Field(0, ge=0, le=64, description="Augmented views of each training image; epochs cycle through the image and them.")
     seed: int = Field(0, ge=0, description="Of the order of images and of dropout.")
 
 
@@ -223,15 +227,13 @@ def _explain(fault: Mapping[str, Any]) -> str:
         return f"unknown setting '{where}'.{_nearest(place[-1], _keys_at(place[:-1]))}"
     if kind == "missing":
         return f"setting '{where}' is missing: {_field_at(place).description}"
-    bound = next((limits[key] for key in ("ge", "le", "gt", "lt") if key in limits), None)
-    nearest = "" if bound is None else f" The nearest valid value is {'just ' if kind.endswith('_than') else ''}"
-    if bound is not None:
-        side = {"greater_than": "above ", "less_than": "below "}.get(kind, "")
-        nearest += f"{side}{bound}."
-    elif kind == "literal_error":
-        nearest = _nearest(str(fault["input"]), [part.strip(" '") for part in limits["expected"].replace(" or ", ",").split(",")])
-    prefix = f"setting '{where}': " if where else ""
-    return f"{prefix}{fault['msg'].removeprefix('Value error, ')}. Received: {fault['input']!r}.{nearest}"
+    message = f"setting '{where}': {fault['msg'].removeprefix('Value error, ')}"
+    if kind == "value_error":  # from a section's own rule, which says what it received
+        return message
+    hint = next((f" The nearest valid value is {_BOUNDS[key]}{limits[key]}." for key in _BOUNDS if key in limits), "")
+    if kind == "literal_error":
+        hint = _nearest(str(fault["input"]), re.findall(r"'([^']+)'", limits["expected"]))
+    return f"{message}. Received: {fault['input']!r}.{hint}"
 
 
 def _field_at(place: list[str]) -> Any:

@@ -9,13 +9,15 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import TypeAdapter
 
 Value = TypeVar("Value")
+# Part of every digest: raise it when the method changes what the same inputs give.
+_METHOD = 1
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
 
 def digest_of(*parts: Any) -> str:
     """The content address of JSON-ready parts: 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=_jsonable)
+    text = json.dumps([_METHOD, *parts], sort_keys=True, separators=(",", ":"), default=_jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -65,11 +67,18 @@ class ImageRow(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Quarantined(Record):
-    """One image set aside, and why."""
+    """One image set aside, and why.
+
+    `kind` is unreadable (damaged, or no image); contested (the same bytes under two labels); duplicate;
+    unlabelled; or refused (a link, or a path that leads outside the dump). The first two count as bad.
+    `sha256` is None where the bytes were not read.
+    """
 
     path: str
     label: str | None
     reason: str
+    kind: Literal["unreadable", "contested", "duplicate", "unlabelled", "refused"] = "unreadable"
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,7 @@ class Manifest(Record):
     """Every image of a dump: the usable ones in natural order of their paths, and the quarantine list.
 
     `ignored` lists members that are no images by name: `__MACOSX`, `Thumbs.db`, a read-me file.
+    `scanner` is the version of the rules that judged the images: facts found by others are not trusted.
     """
 
     layout: str
@@ -84,6 +94,7 @@ class Manifest(Record):
     images: tuple[ImageRow, ...]
     quarantined: tuple[Quarantined, ...]
     ignored: tuple[str, ...] = ()
+    scanner: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +135,17 @@ class Backbone(Record):
     preprocessing: str
     layers: tuple[str, ...]
 
+    @property
+    def end(self) -> str:
+        """The last layer, whose output is the bottleneck."""
+        return self.layers[-1]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpace(Record):
     """Everything that decides a feature's value. Its digest names the folder that caches the rows.
 
-    `augmentation` is None for the images themselves; `shape` is one row's (height, width, channels).
+    `augmentation` is None for the images themselves.
     """
 
     backbone: str
@@ -141,20 +157,20 @@ class FeatureSpace(Record):
     precision: str
     storage: str
     augmentation: Mapping[str, Any] | None
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet(Record):
     """A handle to the rows of one side of a split in a space: digests, never arrays.
 
-    `views` is 0 for the images themselves, else the number of augmented views of each image.
+    Beside each image itself there are `views` augmented views of it, in the space `views_space`.
     """
 
     space: str
     split: str
     side: Side
     views: int = 0
+    views_space: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,3 +292,31 @@ class StageTime(Record):
     stage: str
     seconds: float
     cached: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Record):
+    """What a run came to. Its folder in the store, `runs/<run>/`, holds the report and the model.
+
+    `metrics` are the released model's on the test rows, `head_metrics` the head's; both are None where
+    the gate stayed closed, for then no test row was looked at and no model released.
+    `parity` is the mean difference between the released model's probabilities, computed from raw
+    pixels, and those it was tested with.
+    """
+
+    run: str
+    recipe: str
+    split: str
+    verdict: Verdict
+    head: str
+    fine_tuned: str | None = None
+    val_accuracy: float | None = None
+    head_metrics: Metrics | None = None
+    metrics: Metrics | None = None
+    parity: float | None = None
+    stages: tuple[StageTime, ...] = ()
+
+    @property
+    def withheld(self) -> bool:
+        """Whether the gate stayed closed, so that there is no model."""
+        return self.metrics is None

@@ -6,7 +6,6 @@ agree, so nobody needs a lock.
 """
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -50,6 +49,23 @@ class Store:
         with self.publish_file("writable"):
             pass
         self.folder("writable").unlink(missing_ok=True)
+
+    def check_room(self, needed_bytes: int) -> None:
+        """See that the disk has room for so many bytes more.
+
+        Raises:
+            DiskFull: it has not.
+        """
+        free = self.free_bytes()
+        if needed_bytes > free:
+            raise DiskFull(
+                f"{needed_bytes / 1e6:.0f} MB more are needed and the disk of the store at {self.root} has "
+                f"{free / 1e6:.0f} MB left. Make room, or choose another folder with --store or THAW_STORE."
+            )
+
+    def free_bytes(self) -> int:
+        """Bytes left on the disk that the store lies on, or would lie on."""
+        return shutil.disk_usage(next(path for path in (self.root, *self.root.parents) if path.exists())).free
 
     def read(self, kind: str, digest: str, record: type[SomeRecord]) -> SomeRecord | None:
         """The record published as `<kind>/<digest>.json`, or None. A damaged file is set aside."""
@@ -127,9 +143,8 @@ class Store:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                free = shutil.disk_usage(self._existing()).free
                 raise DiskFull(
-                    f"no room left for the store at {self.root} ({free / 1e6:.0f} MB free). What is published "
+                    f"no room left for the store at {self.root} ({self.free_bytes() / 1e6:.0f} MB free). What is published "
                     "stays valid: make room, or move the store and pass --store, then run the same command again."
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
@@ -138,17 +153,6 @@ class Store:
                     "Choose another folder with --store or THAW_STORE, or mend its permissions."
                 ) from error
             raise
-
-    def _existing(self) -> Path:
-        return next(path for path in (self.root, *self.root.parents) if path.exists())
-
-
-def read_json(path: Path) -> dict | None:
-    """The JSON object in a file, or None where there is no such file."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
 
 
 def _sweep(partials: Path) -> None:

@@ -1,0 +1,329 @@
+"""The command line, as `thaw` and as `python -m flows`.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 a user's
+mistake, 3 the gate stayed closed, 1 anything else.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from click import ClickException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from thaw.config import RECIPES, TrainConfig, build_config, read_recipe
+from thaw.errors import BadConfig, Mistake, ThawError
+from thaw.records import Outcome
+from thaw.store import Store
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a labelled image dump to a tested, fine-tuned classifier.",
+)
+notes = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
+
+DumpOption = Annotated[Path, typer.Option("--dump", help="Zip archive or folder of labelled images.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="imagenet, drawings, random, or the path of a file.")
+]
+LayoutOption = Annotated[
+    str | None, typer.Option("--layout", help="auto, flat, class_folders or ready_splits.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting, such as head.epochs=10. Repeatable.")
+]
+StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store [THAW_STORE, or store].")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+_DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
+EXIT_MISTAKE, EXIT_GATE_CLOSED, EXIT_FAULT = 2, 3, 1
+
+
+@app.command()
+def train(
+    dump: DumpOption,
+    recipe: RecipeOption = _DEFAULT_RECIPE,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    changes: SetOption = None,
+    override_gate: Annotated[
+        bool, typer.Option("--override-gate", help="Fine-tune even from an unconverged head, and say so.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, test and save a model, as a Prefect flow."""
+    settings = _gather_settings(dump, recipe, weights, layout, changes)
+    if override_gate:
+        settings.setdefault("gate", {})["override_gate"] = True
+    _train(build_config(settings), Store(store), as_json)
+
+
+@app.command()
+def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Run the whole method offline on drawn cats and dogs, with a small backbone."""
+    from thaw.drawings import draw_dump
+
+    place = Store(store or "demo")
+    dump = place.root / "drawn-cats-and-dogs.zip"
+    if not dump.exists():
+        notes.print("drawing 400 cats and dogs …")
+        draw_dump(dump)
+    _train(build_config({"dump": {"path": dump}, "recipe": "demo"}), place, as_json)
+
+
+@app.command()
+def split(
+    dump: DumpOption,
+    recipe: RecipeOption = _DEFAULT_RECIPE,
+    layout: LayoutOption = None,
+    changes: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write and print the split of a dump: counts per class, and what is quarantined."""
+    from thaw.dump import scan_dump
+    from thaw.split import publish_split
+
+    place = Store(store)
+    config = build_config(_gather_settings(dump, recipe, None, layout, changes))
+    manifest = scan_dump(config.dump, place).value
+    made = publish_split(manifest, config.split, place).value
+    quarantined = [vars(bad) for bad in manifest.quarantined]
+    file = place.folder("splits", f"{made.digest}.json")
+    if as_json:
+        _print_json(
+            split=made.digest, file=str(file), layout=manifest.layout, counts=made.counts(), quarantined=quarantined
+        )
+        return
+    rows = [(side, *counts.values()) for side, counts in made.counts().items()]
+    _print_table(["side", *made.classes], rows, title=f"split {made.digest}, layout {manifest.layout}")
+    if quarantined:
+        bad = [(row["path"], row["label"] or "", row["reason"]) for row in quarantined]
+        _print_table(["quarantined", "class", "reason"], bad)
+    results.print(f"written to {file}", soft_wrap=True)
+
+
+@app.command()
+def features(
+    dump: DumpOption,
+    recipe: RecipeOption = _DEFAULT_RECIPE,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    changes: SetOption = None,
+    cut: Annotated[str | None, typer.Option("--cut", help="Layer to stop at; the last pooling if not given.")] = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Also write bottleneck_features_<side>.npy and labels here.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fill the feature cache: every image of the split, once through the frozen backbone."""
+    from thaw.backbone import load_backbone
+    from thaw.dump import scan_dump
+    from thaw.features import cache_features, export_features
+    from thaw.split import publish_split
+
+    place = Store(store)
+    config = build_config(_gather_settings(dump, recipe, weights, layout, changes))
+    backbone = load_backbone(config.backbone, place).value
+    manifest = scan_dump(config.dump, place).value
+    made = publish_split(manifest, config.split, place).value
+    cached = cache_features(made, config.dump, backbone, config.backbone, cut or backbone.end, place)
+    files = [str(file) for file in export_features(cached.value, export, place)] if export else []
+    if as_json:
+        space = cached.value.train.space
+        _print_json(space=space, split=made.digest, cached=cached.reused, note=cached.note, files=files)
+        return
+    results.print(f"{cached.note}; {place.folder('features', cached.value.train.space)}", soft_wrap=True)
+    for file in files:
+        results.print(file, soft_wrap=True)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model.keras that `thaw train` saved.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders or zip archives.")],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a CSV file here.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print class and probability of each image."""
+    from thaw.model import load_model
+    from thaw.predict import predict_images, write_csv
+
+    network, facts = load_model(model)
+    rows = list(predict_images(network, facts, images))
+    if csv:
+        write_csv(csv, facts.classes, rows)
+    if as_json:
+        _print_json(classes=facts.classes, images=[vars(row) for row in rows], csv=str(csv) if csv else None)
+    elif csv:
+        results.print(f"{len(rows)} images written to {csv}", soft_wrap=True)
+    else:
+        shown = [
+            (row.path, row.label or "", f"{max(row.probabilities):.4f}" if row.probabilities else "", row.error or "")
+            for row in rows
+        ]
+        _print_table(["path", "class", "probability", "error"], shown)
+    if rows and all(row.error for row in rows):
+        raise Mistake("none of the images could be read.")
+    if not rows:
+        raise Mistake(f"no images found in {', '.join(map(str, images))}.")
+
+
+@app.command()
+def doctor(
+    recipe: RecipeOption = _DEFAULT_RECIPE,
+    weights: WeightsOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what this machine is: devices, precision, weights, disk, versions."""
+    from thaw.doctor import examine_machine
+
+    config = build_config(_gather_settings(Path(), recipe, weights, None, None))
+    facts = examine_machine(config.backbone, Store(store))
+    if as_json:
+        _print_json(**facts)
+        return
+    rows = [(name.replace("_", " "), _in_words(value)) for name, value in facts.items()]
+    _print_table(["", "this machine"], rows)
+
+
+@app.command()
+def recipes(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the recipes: what each is, and what it is expected to reach."""
+    headers = {file.stem: _read_header(file) for file in sorted(RECIPES.glob("*.yaml"))}
+    if as_json:
+        _print_json(recipes={name: {"about": header, **read_recipe(name)} for name, header in headers.items()})
+        return
+    _print_table(["recipe", "what it is"], list(headers.items()))
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app(standalone_mode=False)
+    except ClickException as error:
+        error.show()
+        sys.exit(EXIT_MISTAKE)
+    except typer.Exit as ending:
+        sys.exit(ending.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        notes.print("interrupted; what was finished is kept, the same command goes on from there")
+        sys.exit(EXIT_FAULT)
+    except ThawError as error:
+        notes.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(EXIT_MISTAKE if isinstance(error, Mistake) else EXIT_FAULT)
+
+
+def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
+    from flows.session import run_flow
+
+    outcome = run_flow(config, store)
+    folder = store.folder("runs", outcome.run)
+    report, model = folder / "report.html", folder / "model.keras"
+    if as_json:
+        _print_json(**_flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model))
+    else:
+        _print_outcome(outcome)
+        results.print(f"report  {report}", soft_wrap=True)
+        if not outcome.withheld:
+            results.print(f"model   {model}", soft_wrap=True)
+    if outcome.withheld:
+        notes.print(f"[yellow]the gate stayed closed:[/yellow] {outcome.verdict.reason}. No model was released.")
+        raise typer.Exit(EXIT_GATE_CLOSED)
+
+
+def _flatten_outcome(outcome: Outcome) -> dict[str, Any]:
+    metrics, head = outcome.metrics, outcome.head_metrics
+    return {
+        "run": outcome.run,
+        "recipe": outcome.recipe,
+        "split": outcome.split,
+        "verdict": outcome.verdict.state,
+        "reason": outcome.verdict.reason,
+        "gate_overridden": outcome.verdict.overridden,
+        "val_accuracy": outcome.val_accuracy,
+        "test_accuracy": metrics and metrics.accuracy,
+        "test_accuracy_interval": metrics and metrics.accuracy_interval,
+        "test_log_loss": metrics and metrics.log_loss,
+        "test_auc": metrics and metrics.auc,
+        "test_images": metrics and metrics.images,
+        "head_test_accuracy": head and head.accuracy,
+        "head_test_log_loss": head and head.log_loss,
+        "cached": [stage.stage for stage in outcome.stages if stage.cached],
+        "seconds": {stage.stage: stage.seconds for stage in outcome.stages},
+    }
+
+
+def _print_outcome(outcome: Outcome) -> None:
+    rows = [("verdict", f"{outcome.verdict.state}: {outcome.verdict.reason}")]
+    if outcome.val_accuracy is not None:
+        rows.append(("validation accuracy", f"{outcome.val_accuracy:.4f}"))
+    for name, metrics in (("head", outcome.head_metrics), ("model", outcome.metrics)):
+        if metrics:
+            low, high = metrics.accuracy_interval
+            rows.append((f"test accuracy, {name}", f"{metrics.accuracy:.4f} ({low:.4f} to {high:.4f})"))
+            rows.append((f"test log loss, {name}", f"{metrics.log_loss:.4f} nats"))
+    cached = sum(stage.cached for stage in outcome.stages)
+    seconds = sum(stage.seconds for stage in outcome.stages)
+    rows.append(("time", f"{seconds:.0f} s, {cached} of {len(outcome.stages)} stages cached"))
+    _print_table(["", f"{outcome.recipe}, run {outcome.run}"], rows)
+
+
+def _gather_settings(
+    dump: Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {"dump": {"path": dump}, "recipe": recipe}
+    if layout:
+        settings["dump"]["layout"] = layout
+    if weights:
+        settings["backbone"] = {"weights": weights}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise BadConfig(f"--set takes KEY=VALUE, such as head.epochs=10. Received: {change!r}.")
+        *sections, name = key.strip().split(".")
+        place = settings
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = yaml.safe_load(value)
+    return settings
+
+
+def _read_header(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    header = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+    return " ".join(line for line in header if not line.startswith(("thaw ", "Source:")))
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
+    return ("\n".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
+
+
+def _print_json(**values: Any) -> None:
+    sys.stdout.write(json.dumps(values, indent=1) + "\n")
+
+
+def _print_table(columns: list[str], rows: list[tuple[Any, ...]], title: str | None = None) -> None:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    results.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""From a dump to a tested model: the method as a flow."""
+
+import dataclasses
+from typing import Annotated
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+from pydantic import Field
+
+from tasks import dataset, features, release, training
+from tasks.stage import time_stages
+from thaw.config import TrainConfig
+from thaw.device import choose_precision
+from thaw.errors import ThawError
+from thaw.records import Outcome
+from thaw.report import RunSummary
+from thaw.store import Store
+
+StorePath = Annotated[str | None, Field(description="Folder of the store; THAW_STORE, or store/, when empty.")]
+
+
+@flow(name="train", flow_run_name="{config.recipe} on {config.dump.path.name}")
+def train(config: TrainConfig, store: StorePath = None) -> State:
+    """Dump to tested model; block 5 thaws only behind a converged head.
+
+    Ends as Completed with an `Outcome`, as `GateClosed` (a failure, with the Outcome and its report)
+    where the head did not converge, or as Failed with one plain sentence.
+    """
+    try:
+        with time_stages() as stages:
+            outcome = run_method(config, Store(store))
+    except ThawError as error:
+        return Failed(message=str(error), data=error)
+    outcome = dataclasses.replace(outcome, stages=tuple(stages))
+    if outcome.withheld:
+        return Failed(name="GateClosed", message=f"no fine-tune: {outcome.verdict.reason}", data=outcome)
+    accuracy = outcome.metrics.accuracy
+    return Completed(message=f"test accuracy {accuracy:.4f}, run {outcome.run}", data=outcome)
+
+
+def run_method(config: TrainConfig, store: Store) -> Outcome:
+    """The stages in their order; every one of them is found published or made."""
+    store.check_writable()
+    thaws = config.fine_tune.epochs > 0
+    backbone = dataset.load_backbone(config.backbone, store)
+    manifest = dataset.scan_dump(config.dump, store)
+    split = dataset.split_images(manifest, config.split, store)
+
+    images = (split, config.dump, backbone, config.backbone)
+    if thaws:
+        # Bottleneck features are then computed from these, and no image passes the prefix twice.
+        features.cache_features(*images, config.fine_tune.cut, store)
+    bottlenecks = features.cache_features(*images, backbone.end, store)
+
+    for extension in range(config.gate.max_extensions + 1):
+        head = training.train_head(bottlenecks, config.head, config.gate, store, extension)
+        verdict = training.judge_convergence(head, config.gate)
+        if verdict.state != "improving" or not thaws:
+            break
+
+    run = RunSummary(
+        title=f"{config.recipe} on {config.dump.path.name}",
+        config=config,
+        manifest=manifest,
+        split=split,
+        head=head,
+        verdict=verdict,
+        backbone=backbone,
+        precision=choose_precision(config.backbone.precision).name,
+    )
+    if thaws and not verdict.opens_gate:
+        return release.release_run(run, store)
+
+    run = dataclasses.replace(run, head_evaluation=release.evaluate(head, bottlenecks.test, store))
+    if thaws:
+        tuning = config.fine_tune
+        views = features.cache_views(*images, tuning.cut, store, tuning.views, config.augmentation)
+        tuned = training.thaw_and_train(head, views, backbone, config.backbone, tuning, store)
+        run = dataclasses.replace(
+            run, fine_tuned=tuned, evaluation=release.evaluate(tuned, views.test, store)
+        )
+    return release.release_run(run, store)

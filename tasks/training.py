@@ -1,0 +1,35 @@
+"""Tasks that train: the head, the gate's verdict on it, and the thawed suffix."""
+
+from prefect.artifacts import create_table_artifact
+
+from tasks.stage import stage
+from thaw import convergence, fine_tune, head
+from thaw.config import BackboneConfig, FineTuneConfig, GateConfig, HeadConfig
+from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
+from thaw.store import Store
+
+
+@stage("train head", tags=("gpu",), retries=1)
+def train_head(
+    bottlenecks: Features, settings: HeadConfig, gate: GateConfig, store: Store, extension: int = 0
+) -> Made[Checkpoint]:
+    return head.train_head(bottlenecks, settings, gate, store, extension)
+
+
+@stage("judge convergence")
+def judge_convergence(trained: Checkpoint, gate: GateConfig) -> Made[Verdict]:
+    verdict = convergence.judge_convergence(trained.history, gate)
+    create_table_artifact([vars(verdict)], key="gate", description=f"The gate's verdict: {verdict.state}")
+    return Made(value=verdict, reused=False, note=f"{verdict.state}: {verdict.reason}")
+
+
+@stage("fine-tune after {settings.cut}", tags=("gpu",), retries=1)
+def thaw_and_train(
+    trained: Checkpoint,
+    features: Features,
+    backbone: Backbone,
+    backbone_settings: BackboneConfig,
+    settings: FineTuneConfig,
+    store: Store,
+) -> Made[Checkpoint]:
+    return fine_tune.fine_tune(trained, features, backbone, backbone_settings, settings, store)

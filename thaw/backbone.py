@@ -1,0 +1,189 @@
+"""The convolutional base: find its weights, build it, cut it in two.
+
+Source: K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image
+Recognition, 2015; layer names as in keras.applications.
+"""
+
+import dataclasses
+import hashlib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from thaw.config import BackboneConfig
+from thaw.device import dtype_policy, prepare_keras
+from thaw.errors import BadCut, BadWeights
+from thaw.mini import build_vgg16_mini
+from thaw.records import Backbone, Made, digest_of
+from thaw.store import Store
+
+# Means of ImageNet's blue, green and red, as subtracted by Caffe's VGG models.
+CAFFE_MEANS_BGR = (103.939, 116.779, 123.68)
+_DOWNLOAD_TIMEOUT_SECONDS = 15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """How one backbone is built, and what its published weights are called and expect."""
+
+    build: Callable[[tuple[int, int, int]], Any]
+    preprocessing: str
+    published: str
+    find_published: Callable[[], Path]
+
+
+def _build_vgg16(input_shape: tuple[int, int, int]) -> Any:
+    keras = prepare_keras()
+    return keras.applications.VGG16(weights=None, include_top=False, input_shape=input_shape)
+
+
+def _find_imagenet_vgg16() -> Path:
+    name = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    keras = prepare_keras()
+    folder = Path(keras.config.keras_home()) / "models"
+    if (folder / name).is_file():
+        return folder / name
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        keras.applications.VGG16(weights="imagenet", include_top=False)
+    except Exception as error:
+        raise BadWeights(
+            f"the ImageNet weights of vgg16 could not be downloaded ({_last_line(error)}). Either connect and run "
+            f"again, or copy {name} from another machine into {folder}, or give its path: --weights PATH."
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+    return folder / name
+
+
+ARCHITECTURES = {
+    "vgg16": Architecture(
+        build=_build_vgg16,
+        preprocessing="caffe",
+        published="imagenet",
+        find_published=_find_imagenet_vgg16,
+    ),
+    "vgg16-mini": Architecture(
+        build=build_vgg16_mini,
+        preprocessing="unit",
+        published="drawings",
+        find_published=lambda: Path(__file__).parent / "weights" / "vgg16-mini.weights.h5",
+    ),
+}
+
+
+def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
+    """Find the weights, and see once that they fit the architecture.
+
+    Raises:
+        BadWeights: missing, corrupt, of another architecture, or not downloadable.
+    """
+    architecture = ARCHITECTURES[config.name]
+    path = _find_weights(config, architecture)
+    sha256 = _hash_file(path) if path else "random"
+    preprocessing = architecture.preprocessing if config.preprocessing == "native" else config.preprocessing
+    address = digest_of(config.name, sha256, preprocessing)
+    source = str(path) if path else "random"
+    known = store.read("backbones", address, Backbone)
+    if known:
+        return Made(value=dataclasses.replace(known, weights=source), reused=True, note=f"weights {sha256[:12]}")
+    backbone = Backbone(
+        name=config.name, weights=source, weights_sha256=sha256, preprocessing=preprocessing, layers=()
+    )
+    model = build_backbone(backbone, max(32, config.image_size_pixels))
+    backbone = dataclasses.replace(backbone, layers=tuple(layer.name for layer in model.layers[1:]))
+    store.publish("backbones", address, backbone)
+    return Made(value=backbone, reused=False, note=f"weights {sha256[:12]}")
+
+
+def build_backbone(backbone: Backbone, image_size_pixels: int, precision: str = "float32") -> Any:
+    """The backbone as a Keras model from preprocessed pixels (n, size, size, 3) to its last pooling.
+
+    Raises:
+        BadWeights: the weights' file does not fit the architecture.
+    """
+    keras = prepare_keras()
+    keras.utils.set_random_seed(0)
+    with dtype_policy(precision):
+        model = ARCHITECTURES[backbone.name].build((image_size_pixels, image_size_pixels, 3))
+    if backbone.weights != "random":
+        try:
+            model.load_weights(backbone.weights)
+        except Exception as error:
+            raise BadWeights(
+                f"{backbone.weights} does not hold weights of {backbone.name} without its top: "
+                f"{_last_line(error)}. Give the file that keras.applications names "
+                "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5, or another of the same layers."
+            ) from None
+    return model
+
+
+def preprocess(pixels: Any, kind: str) -> Any:
+    """Bring RGB pixels of 0 to 255, as a Keras tensor (n, height, width, 3), to what the backbone expects.
+
+    `unit` gives 0 to 1; `caffe` gives BGR less ImageNet's means.
+    """
+    keras = prepare_keras()
+    if kind == "unit":
+        return keras.layers.Rescaling(1 / 255, dtype="float32")(pixels)
+    flipped = keras.ops.flip(pixels, axis=-1)
+    return keras.layers.Rescaling(1.0, offset=[-mean for mean in CAFFE_MEANS_BGR], dtype="float32")(flipped)
+
+
+def check_cut(backbone: Backbone, cut: str) -> None:
+    """See that the backbone has a layer of this name.
+
+    Raises:
+        BadCut: it has none; the message lists the poolings, where a cut costs least to store.
+    """
+    if cut not in backbone.layers:
+        pools = [name for name in backbone.layers if name.endswith("_pool")]
+        raise BadCut(f"{backbone.name} has no layer '{cut}' to cut at. Cut at one of {', '.join(pools)}.")
+
+
+def cut_points(backbone: Backbone, cut: str) -> tuple[str, ...]:
+    """The poolings up to `cut`, and `cut` itself, from shallow to deep."""
+    check_cut(backbone, cut)
+    before = backbone.layers[: backbone.layers.index(cut)]
+    return (*(name for name in before if name.endswith("_pool")), cut)
+
+
+def cut_model(model: Any, start: str | None, end: str | None) -> Any:
+    """The part of a backbone after layer `start` up to and with layer `end`, sharing its weights.
+
+    None stands for the input and for the last layer.
+    """
+    keras = prepare_keras()
+    tensor = model.input if start is None else model.get_layer(start).output
+    return keras.Model(tensor, model.output if end is None else model.get_layer(end).output)
+
+
+def _find_weights(config: BackboneConfig, architecture: Architecture) -> Path | None:
+    if config.weights == "random":
+        return None
+    if config.weights == architecture.published:
+        return architecture.find_published()
+    names = {other.published for other in ARCHITECTURES.values()}
+    if config.weights in names:
+        raise BadWeights(
+            f"there are no '{config.weights}' weights of {config.name}. "
+            f"Use '{architecture.published}', 'random', or the path of a file."
+        )
+    path = Path(config.weights).expanduser()
+    if not path.is_file():
+        raise BadWeights(
+            f"no weights at {path}. Give the path of a weights file, '{architecture.published}' or 'random'."
+        )
+    return path.absolute()
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,46 @@
+"""What this machine is, and whether a run would find here what it needs."""
+
+import os
+import platform
+from typing import Any
+
+from thaw.backbone import ARCHITECTURES, load_backbone
+from thaw.config import BackboneConfig
+from thaw.device import choose_precision, list_devices
+from thaw.errors import ThawError
+from thaw.release import list_versions
+from thaw.store import Store
+
+
+def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
+    """Devices, precision and why, weights, store and versions, by name.
+
+    `problems` lists what would stop a run; it is empty on a machine that is ready.
+    """
+    problems = []
+    precision = choose_precision(settings.precision)
+    facts: dict[str, Any] = {
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "devices": list_devices(),
+        "precision": precision.name,
+        "precision_reason": precision.reason,
+        "backbone": settings.name,
+        "weights": f"{settings.weights}: not usable",
+        "store": str(store.root),
+        "disk_left_gb": round(store.free_bytes() / 1e9, 1),
+        "versions": list_versions(),
+        "prefect_api": os.environ.get("PREFECT_API_URL", "none set: a temporary server runs with the command"),
+        "problems": problems,
+    }
+    for check in (lambda: facts.update(weights=_describe_weights(settings, store)), store.check_writable):
+        try:
+            check()
+        except ThawError as error:
+            problems.append(str(error))
+    return facts
+
+
+def _describe_weights(settings: BackboneConfig, store: Store) -> str:
+    found = load_backbone(settings, store).value
+    origin = settings.weights if settings.weights in {a.published for a in ARCHITECTURES.values()} else "file"
+    return f"{origin}, {found.weights}, SHA-256 {found.weights_sha256[:12]}"

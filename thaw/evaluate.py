@@ -1,0 +1,69 @@
+"""Score a checkpoint on the test rows of its split, once, image by image."""
+
+import numpy as np
+
+from thaw.errors import UnlikeSplits
+from thaw.features import Rows
+from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Metrics, Prediction, Split, digest_of
+from thaw.store import Store
+from thaw.trainer import load_network, predict_rows
+
+
+def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Evaluation]:
+    """Predict every test row from its cached features, and measure.
+
+    Raises:
+        UnlikeSplits: the rows are of another split than the checkpoint.
+    """
+    if checkpoint.split != test.split:
+        raise UnlikeSplits(f"checkpoint of split {checkpoint.split}, test rows of split {test.split}.")
+    address = digest_of("evaluation", checkpoint.address, test)
+    found = store.read("evaluations", address, Evaluation)
+    if found:
+        return Made(value=found, reused=True, note=f"accuracy {found.metrics.accuracy:.4f}")
+    rows = Rows(test, store)
+    classes = store.read("splits", test.split, Split).classes
+    probabilities = predict_rows(load_network(store, checkpoint.address), rows)
+    predictions = tuple(
+        Prediction(path=image.path, label=image.label, probabilities=tuple(row))
+        for image, row in zip(rows.images, probabilities.tolist(), strict=True)
+    )
+    evaluation = Evaluation(
+        checkpoint=checkpoint.address,
+        stage=checkpoint.stage,
+        split=test.split,
+        classes=classes,
+        metrics=measure(rows.labels, probabilities),
+        predictions=predictions,
+    )
+    store.publish("evaluations", address, evaluation)
+    return Made(value=evaluation, reused=False, note=f"accuracy {evaluation.metrics.accuracy:.4f}")
+
+
+def measure(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
+    """Metrics of predictions.
+
+    Args:
+        labels: integers (n,), class indices.
+        probabilities: floats (n, classes), rows summing to 1.
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
+
+    classes = probabilities.shape[1]
+    called = probabilities.argmax(axis=1)
+    right = int((called == labels).sum())
+    interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
+    auc = None
+    if len(np.unique(labels)) == classes:
+        scores = probabilities[:, 1] if classes == 2 else probabilities
+        auc = float(roc_auc_score(labels, scores, multi_class="ovr"))
+    confusion = confusion_matrix(labels, called, labels=range(classes))
+    return Metrics(
+        images=len(labels),
+        accuracy=right / len(labels),
+        accuracy_interval=(float(interval.low), float(interval.high)),
+        log_loss=float(log_loss(labels, probabilities, labels=range(classes))),
+        auc=auc,
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+    )

@@ -1,0 +1,86 @@
+"""Thaw the suffix of the backbone behind a converged head, and train both gently.
+
+Source: F. Chollet, Deep Learning with Python, 2nd ed., ch. 8.3.2.
+"""
+
+from typing import Any
+
+from thaw.backbone import build_backbone, cut_model
+from thaw.config import BackboneConfig, FineTuneConfig
+from thaw.device import prepare_keras
+from thaw.features import Rows
+from thaw.records import Backbone, Checkpoint, Features, History, Made, digest_of
+from thaw.store import Store
+from thaw.trainer import (
+    Schedule,
+    TrainingState,
+    compile_network,
+    find_checkpoint,
+    list_layers,
+    load_network,
+    measure_start,
+    train_network,
+)
+
+
+def fine_tune(
+    head: Checkpoint,
+    features: Features,
+    backbone: Backbone,
+    backbone_settings: BackboneConfig,
+    settings: FineTuneConfig,
+    store: Store,
+) -> Made[Checkpoint]:
+    """Train the layers after `settings.cut` and the head, from the head's best weights on.
+
+    The best weights by validation loss are kept; those at the start take part, so that a fine-tuned
+    network never validates worse than its head.
+    """
+    address = digest_of("fine_tune", head.address, features.train, features.validation, settings)
+    found = find_checkpoint(store, address)
+    if found:
+        return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
+    train, validation = Rows(features.train, store), Rows(features.validation, store)
+    counts = validation.count_labels()
+    checkpoint = Checkpoint(
+        address=address,
+        stage="fine_tuned",
+        cut=features.cut,
+        split=head.split,
+        space=features.train.space,
+        history=History(validation_counts=counts),
+    )
+
+    def begin() -> TrainingState:
+        network = thaw_suffix(
+            build_backbone(backbone, backbone_settings.image_size_pixels),
+            settings.cut,
+            load_network(store, head.address),
+        )
+        compile_network(network, settings.optimizer, len(counts))
+        start = measure_start(network, validation, settings.batch_size)
+        history = History(validation_counts=counts, start=start)
+        return TrainingState(network=network, history=history, best=network.get_weights())
+
+    def has_settled(history: History) -> bool:
+        patience = settings.patience_epochs
+        return patience is not None and len(history.epochs) - history.best_epoch >= patience
+
+    schedule = Schedule(
+        epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed, should_stop=has_settled
+    )
+    finished = train_network(begin, train, validation, schedule, store, checkpoint, "fine-tune")
+    return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
+
+
+def thaw_suffix(network: Any, cut: str, head: Any) -> Any:
+    """The trainable network from features at `cut` to class probabilities.
+
+    BatchNorm layers stay frozen, which in Keras also keeps them in inference mode.
+    """
+    keras = prepare_keras()
+    suffix = cut_model(network, cut, None)
+    for layer in list_layers(suffix):
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    entry = keras.Input(network.get_layer(cut).output.shape[1:])
+    return keras.Model(entry, head(suffix(entry)), name="fine_tuned")

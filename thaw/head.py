@@ -1,0 +1,95 @@
+"""The dense classifier on bottleneck features: built, trained, and given more epochs where it still learns."""
+
+from typing import Any
+
+from thaw.config import GateConfig, HeadConfig
+from thaw.convergence import judge_convergence
+from thaw.device import prepare_keras
+from thaw.features import Rows
+from thaw.records import Checkpoint, Features, History, Made, digest_of
+from thaw.store import Store
+from thaw.trainer import (
+    Schedule,
+    TrainingState,
+    compile_network,
+    find_checkpoint,
+    load_network,
+    train_network,
+)
+
+
+def build_head(shape: tuple[int, ...], classes: int, settings: HeadConfig) -> Any:
+    """A network from features (n, *shape) to probabilities: (n, 1) for two classes, else (n, classes)."""
+    keras = prepare_keras()
+    keras.utils.set_random_seed(settings.seed)
+    penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
+    last = keras.layers.Dense(1, "sigmoid") if classes == 2 else keras.layers.Dense(classes, "softmax")
+    return keras.Sequential(
+        [
+            keras.Input(shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(settings.dense_units, settings.activation, kernel_regularizer=penalty),
+            keras.layers.Dropout(settings.dropout),
+            last,
+        ],
+        name="head",
+    )
+
+
+def train_head(
+    features: Features, settings: HeadConfig, gate: GateConfig, store: Store, extension: int = 0
+) -> Made[Checkpoint]:
+    """Train a head for its budget of epochs, or until the gate's verdict on it is settled.
+
+    Args:
+        extension: how many further budgets it gets; it goes on from the end of the one before.
+    """
+    address = _address(features, settings, gate, extension)
+    found = find_checkpoint(store, address)
+    if found:
+        return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
+    train, validation = Rows(features.train, store), Rows(features.validation, store)
+    counts = validation.count_labels()
+    checkpoint = Checkpoint(
+        address=address,
+        stage="head",
+        cut=features.cut,
+        split=features.train.split,
+        space=features.train.space,
+        history=History(validation_counts=counts),
+    )
+
+    def begin() -> TrainingState:
+        if extension:
+            before = find_checkpoint(store, _address(features, settings, gate, extension - 1))
+            best = load_network(store, before.address).get_weights()
+            network = load_network(store, before.address, "last")
+            return TrainingState(network=network, history=before.history, best=best)
+        network = build_head(train.shape, len(counts), settings)
+        compile_network(network, settings.optimizer, len(counts))
+        return TrainingState(network=network, history=checkpoint.history, best=network.get_weights())
+
+    def settled(history: History) -> bool:
+        return settings.stop == "when_converged" and judge_convergence(history, gate).state != "improving"
+
+    schedule = Schedule(
+        epochs=settings.epochs * (extension + 1),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        should_stop=settled,
+    )
+    finished = train_network(begin, train, validation, schedule, store, checkpoint, "head")
+    return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
+
+
+def _address(features: Features, settings: HeadConfig, gate: GateConfig, extension: int) -> str:
+    # The gate decides what is trained only where it ends training.
+    ending = gate.model_dump(exclude={"max_extensions", "override_gate"})
+    return digest_of(
+        "head",
+        features.train,
+        features.validation,
+        settings,
+        ending if settings.stop == "when_converged" else None,
+        extension,
+    )

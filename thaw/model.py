@@ -1,0 +1,79 @@
+"""A saved model: raw pixels in, class probabilities out, in one `.keras` file that plain Keras loads.
+
+The file also holds `thaw.json`, a `ModelFacts` that says what goes in and what the probabilities mean.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thaw.backbone import build_backbone, cut_model, preprocess
+from thaw.config import BackboneConfig
+from thaw.device import prepare_keras
+from thaw.errors import BadModel
+from thaw.records import Backbone, Checkpoint, Record
+from thaw.store import Store
+from thaw.trainer import load_network, spread_classes
+
+_FACTS_MEMBER = "thaw.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Record):
+    """What a saved model takes and gives: RGB images of a square size, and one probability per class."""
+
+    classes: tuple[str, ...]
+    image_size_pixels: int
+    resize_filter: str
+    backbone: str
+    stage: str
+    checkpoint: str
+    split: str
+    gate_overridden: bool
+
+
+def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: BackboneConfig, store: Store) -> Any:
+    """Preprocessing, frozen prefix and trained network as one float32 model.
+
+    It takes RGB pixels, float32 or uint8 of 0 to 255, (n, size, size, 3), and gives (n, 1), the
+    probability of the second class, or (n, classes).
+    """
+    keras = prepare_keras()
+    size = settings.image_size_pixels
+    prefix = cut_model(build_backbone(backbone, size), None, checkpoint.cut)
+    pixels = keras.Input((size, size, 3), name="pixels")
+    features = prefix(preprocess(pixels, backbone.preprocessing))
+    model = keras.Model(pixels, load_network(store, checkpoint.address)(features), name="thaw")
+    model.trainable = False
+    return model
+
+
+def save_model(model: Any, path: Path, facts: ModelFacts) -> None:
+    """Save a model as `.keras`, with its facts inside."""
+    model.save(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(_FACTS_MEMBER, facts.to_json())
+
+
+def load_model(path: Path) -> tuple[Any, ModelFacts]:
+    """A saved model and its facts.
+
+    Raises:
+        BadModel: there is no such file, or Thaw did not save it.
+    """
+    if not path.is_file():
+        raise BadModel(f"no model at {path}. `thaw train` prints where it saves one: model.keras in the run's folder.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            facts = ModelFacts.from_json(archive.read(_FACTS_MEMBER))
+        return prepare_keras().models.load_model(path, compile=False), facts
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise BadModel(f"{path} is not a model that Thaw saved ({error}).") from None
+
+
+def predict_pixels(model: Any, pixels: np.ndarray) -> np.ndarray:
+    """Class probabilities, float64 (n, classes), of uint8 images (n, size, size, 3)."""
+    return spread_classes(np.asarray(model.predict_on_batch(pixels.astype(np.float32))))

@@ -1,0 +1,122 @@
+"""The end of a run: the model that takes raw pixels, the pictures and the report, published as one folder."""
+
+import dataclasses
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from thaw.augment import draw_view
+from thaw.archive import open_dump
+from thaw.errors import ParityFailed
+from thaw.images import decode_image, resize_image
+from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
+from thaw.plots import plot_confusion, plot_curves, plot_views
+from thaw.records import ImageRow, Made, Outcome, digest_of
+from thaw.report import RunSummary, render_markdown, write_report
+from thaw.store import Store
+
+_PREVIEWED_VIEWS = 11
+_PARITY_IMAGES = 32
+# Mean difference of probabilities. Rounding of cached features gives a tenth of it at most; a wrong
+# preprocessing, resize or cut gives ten times it.
+_PARITY_LIMIT = 0.03
+_PACKAGES = ("thaw", "tensorflow", "keras", "prefect", "numpy", "pillow")
+
+
+def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
+    """Publish `runs/<digest>/`: report, pictures, evaluation, and the model unless the gate stayed closed.
+
+    Raises:
+        ParityFailed: the model doesn't reproduce from pixels what was tested from cached features.
+    """
+    checkpoint = run.fine_tuned or run.head
+    settings = run.config.model_dump(mode="json", exclude={"dump"})
+    address = digest_of("run", settings, checkpoint.address, run.verdict, run.precision, run.tested is None)
+    folder = store.folder("runs", address)
+    found = store.read_file(folder / "outcome.json", Outcome)
+    if found:
+        return Made(value=found, reused=True, note=f"run {address}")
+    outcome = Outcome(
+        run=address,
+        recipe=run.config.recipe,
+        split=checkpoint.split,
+        verdict=run.verdict,
+        head=run.head.address,
+        fine_tuned=run.fine_tuned.address if run.fine_tuned else None,
+        val_accuracy=checkpoint.history.best.val_accuracy if checkpoint.history.best else None,
+    )
+    run = dataclasses.replace(run, pictures=_draw_pictures(run), versions=list_versions())
+    with store.publish_folder("runs", address) as partial:
+        if run.tested:
+            outcome = dataclasses.replace(
+                outcome,
+                head_metrics=run.head_evaluation.metrics,
+                metrics=run.tested.metrics,
+                parity=_release_model(run, partial / "model.keras", store),
+            )
+            (partial / "evaluation.json").write_text(run.tested.to_json(), encoding="utf-8")
+        for name, picture in run.pictures.items():
+            (partial / f"{name}.png").write_bytes(picture)
+        write_report(partial, run)
+        (partial / "report.md").write_text(render_markdown(run), encoding="utf-8")
+        (partial / "outcome.json").write_text(outcome.to_json(), encoding="utf-8")
+    return Made(value=outcome, reused=False, note=f"run {address}")
+
+
+def list_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in _PACKAGES
+    }
+
+
+def _release_model(run: RunSummary, path: Path, store: Store) -> float:
+    checkpoint = run.fine_tuned or run.head
+    model = assemble_model(checkpoint, run.backbone, run.config.backbone, store)
+    parity = _measure_parity(run, model)
+    if parity > _PARITY_LIMIT:
+        raise ParityFailed(
+            f"the assembled model's probabilities differ from the tested ones by {parity:.3f} on average, the "
+            f"limit is {_PARITY_LIMIT}. The model was not released; checkpoint {checkpoint.address} is kept."
+        )
+    facts = ModelFacts(
+        classes=run.split.classes,
+        image_size_pixels=run.config.backbone.image_size_pixels,
+        resize_filter=run.config.backbone.resize_filter,
+        backbone=run.backbone.name,
+        stage=checkpoint.stage,
+        checkpoint=checkpoint.address,
+        split=checkpoint.split,
+        gate_overridden=run.verdict.overridden,
+    )
+    save_model(model, path, facts)
+    return parity
+
+
+def _measure_parity(run: RunSummary, model) -> float:
+    """Mean absolute difference of probabilities, on test images spread over the classes."""
+    step = max(1, len(run.split.test) // _PARITY_IMAGES)
+    tested = {row.path: row.probabilities for row in run.tested.predictions}
+    chosen = run.split.test[::step][:_PARITY_IMAGES]
+    again = predict_pixels(model, np.stack([_read_pixels(run, row) for row in chosen]))
+    return float(np.abs(again - np.array([tested[row.path] for row in chosen])).mean())
+
+
+def _read_pixels(run: RunSummary, row: ImageRow) -> np.ndarray:
+    settings = run.config.backbone
+    with open_dump(run.config.dump.path) as dump:
+        image = decode_image(dump.read(row.path))
+    return resize_image(image, settings.image_size_pixels, settings.resize_filter)
+
+
+def _draw_pictures(run: RunSummary) -> dict[str, bytes]:
+    fine_tuned = run.fine_tuned.history if run.fine_tuned else None
+    pictures = {"curves": plot_curves(run.head.history, fine_tuned, run.verdict, run.config.fine_tune.cut)}
+    if run.tested:
+        pictures["confusion"] = plot_confusion(run.tested.metrics, run.split.classes)
+    row = run.split.train[0]
+    pixels = _read_pixels(run, row)
+    views = [draw_view(pixels, row.sha256, view, run.config.augmentation) for view in range(_PREVIEWED_VIEWS + 1)]
+    return pictures | {"views": plot_views(np.stack(views))}

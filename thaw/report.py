@@ -1,0 +1,87 @@
+"""The report of a run: one HTML file that opens anywhere, and Markdown for the Prefect UI."""
+
+import re
+from base64 import b64encode
+from html import escape
+from pathlib import Path
+from uuid import uuid4
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from thaw.sections import Bar, Section, Table, list_sections
+from thaw.summary import RunSummary, list_figures, list_notices, say_outcome
+
+__all__ = ["RunSummary", "render_html", "render_markdown", "write_report"]
+
+_IN_MARKDOWN = ("split", "gate", "curves", "evaluation")
+_MARKDOWN_CHARACTERS = 300_000
+
+
+def write_report(folder: Path, summary: RunSummary) -> Path:
+    """Write `report.html` into the folder: self-contained, without scripts, fit for phone and paper."""
+    target = folder / "report.html"
+    partial = folder / f"report.{uuid4().hex}.partial"
+    # A dump's names may hold bytes that are no UTF-8; Python carries them as lone surrogates.
+    partial.write_bytes(render_html(summary).encode("utf-8", "backslashreplace"))
+    return partial.replace(target)
+
+
+def render_html(summary: RunSummary) -> str:
+    """The report as one HTML page."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    # Names of files and classes come from strangers' dumps: everything is escaped.
+    pages = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.get_template("report.html.j2").render(
+        title=summary.title,
+        outcome=say_outcome(summary),
+        tone="good" if summary.verdict.state == "plateaued" else "caution",
+        notices=list_notices(summary),
+        figures=list_figures(summary),
+        sections=list_sections(summary),
+        pictures={name: _data_uri(picture) for name, picture in summary.pictures.items()},
+    )
+
+
+def render_markdown(summary: RunSummary) -> str:
+    """The report's core as Markdown, below 300,000 characters: pictures that don't fit are left out."""
+    blocks = [f"**{_plain(say_outcome(summary))}**"]
+    blocks += [f"> {_plain(notice)}" for notice in list_notices(summary)]
+    for section in list_sections(summary):
+        if section.name in _IN_MARKDOWN:
+            blocks += _section_blocks(section)
+    text = "\n\n".join(blocks)
+    for name, picture in summary.pictures.items():
+        inlined = f"![{name}]({_data_uri(picture)})"
+        fits = len(text) + len(inlined) < _MARKDOWN_CHARACTERS
+        text = text.replace(
+            _place(name), inlined if fits else f"(The picture is in the report: {_plain(name)}.)"
+        )
+    return text + "\n"
+
+
+def _section_blocks(section: Section) -> list[str]:
+    blocks = [f"## {_plain(section.title)}", *(_plain(line) for line in section.text)]
+    blocks += [_markdown_table(table) for table in section.tables if not table.folded]
+    return blocks + [_place(name) for name in section.pictures]
+
+
+def _markdown_table(table: Table) -> str:
+    rules = ["---:" if side == "r" else "---" for side in table.align]
+    cells = [[cell.text if isinstance(cell, Bar) else cell for cell in row] for row in table.rows]
+    plain = [[_plain(cell) for cell in row] for row in (table.columns, *cells)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (plain[0], rules, *plain[1:]))
+
+
+def _place(name: str) -> str:
+    return f"<!-- picture {name} -->"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _data_uri(picture: bytes) -> str:
+    return f"data:image/png;base64,{b64encode(picture).decode()}"

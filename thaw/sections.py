@@ -1,0 +1,302 @@
+"""The parts of a report, as words and tables: facts that the HTML and the Markdown share."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import yaml
+
+from thaw.config import Section as ConfigSection
+from thaw.records import SIDES, Checkpoint, Evaluation, Manifest, Prediction
+from thaw.summary import RunSummary, say_backbone, say_stage, say_state
+from thaw.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
+
+_MOST_MISTAKES = 12
+_MOST_QUARANTINED = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A cell with a bar behind its text, from `start` to `end` as shares of the cell's width."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text. `align` has one letter a column, l or r; `folded` is the line a hidden table shows.
+
+    `totals` says that the last row adds up the others.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | Bar]]
+    align: str
+    folded: str = ""
+    totals: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of a report. `pictures` maps names in RunSummary.pictures to what they show."""
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+
+
+def list_sections(run: RunSummary) -> list[Section]:
+    """The report's parts, in the order of the method. Parts with nothing to say are left out."""
+    sections = [_data(run), _split(run), _gate(run), _curves(run)]
+    if run.tested:
+        sections += [_evaluation(run), _mistakes(run.tested)]
+    if shown := _present(run, views="One image beside augmented views of it"):
+        settings = _settings(run.config.augmentation)
+        text = f"One image, and views of it as the augmentation draws them: {settings}."
+        sections.append(Section(name="views", title="Augmentation", text=[text], pictures=shown))
+    sections += [_cost(run), _provenance(run)]
+    placed = {name for section in sections for name in section.pictures}
+    others = {name: name for name in run.pictures if name not in placed}
+    if others:
+        sections.append(Section(name="more", title="More pictures", pictures=others))
+    return sections
+
+
+def _data(run: RunSummary) -> Section:
+    manifest = run.manifest
+    usable = Counter(image.label for image in manifest.images)
+    aside = Counter(bad.label for bad in manifest.quarantined)
+    dump = run.config.dump.path
+    text = [f"{dump.name or dump}, layout {manifest.layout.replace('_', ' ')}: {_sizes(manifest)}."]
+    if manifest.ignored:
+        names = ", ".join(shorten(name, 40) for name in manifest.ignored[:3])
+        more = ", …" if len(manifest.ignored) > 3 else ""
+        text.append(f"Ignored, no images by name: {len(manifest.ignored):,} ({names}{more}).")
+    rows = [(name, f"{usable[name]:,}", f"{aside[name]:,}") for name in manifest.classes]
+    strangers = aside.total() - sum(aside[name] for name in manifest.classes)
+    if strangers:
+        rows.append(("(no class)", "0", f"{strangers:,}"))
+    rows.append(("all", f"{len(manifest.images):,}", f"{len(manifest.quarantined):,}"))
+    tables = [Table(columns=("class", "usable images", "quarantined"), rows=rows, align="lrr", totals=True)]
+    if manifest.quarantined:
+        tables.append(_quarantine(manifest))
+    return Section(name="data", title="Data", text=text, tables=tables)
+
+
+def _quarantine(manifest: Manifest) -> Table:
+    bad = manifest.quarantined
+    rows = [(shorten(one.path), one.label or "–", shorten(one.reason)) for one in bad[:_MOST_QUARANTINED]]
+    if len(bad) > len(rows):
+        rows.append((f"and {len(bad) - len(rows):,} more, in the manifest", "", ""))
+    folded = f"All {len(bad):,} quarantined images and why" if len(bad) > 8 else ""
+    return Table(columns=("quarantined image", "class", "reason"), rows=rows, align="lll", folded=folded)
+
+
+def _sizes(manifest: Manifest) -> str:
+    if not manifest.images:
+        return "no usable image"
+    widths = [image.width for image in manifest.images]
+    heights = [image.height for image in manifest.images]
+    if min(widths) == max(widths) and min(heights) == max(heights):
+        return f"every image {widths[0]} × {heights[0]} pixels"
+    middle = f"{statistics.median_high(widths)} × {statistics.median_high(heights)}"
+    return (
+        f"images from {min(widths)} to {max(widths)} pixels wide and {min(heights)} to {max(heights)} high, "
+        f"the median {middle}"
+    )
+
+
+def _split(run: RunSummary) -> Section:
+    split, counts = run.split, run.split.counts()
+    usable = Counter(image.label for image in run.manifest.images)
+    rows = []
+    for name in split.classes:
+        placed = [counts[side][name] for side in SIDES]
+        rows.append((name, *(f"{count:,}" for count in (*placed, usable[name] - sum(placed)))))
+    totals = [len(split.rows(side)) for side in SIDES]
+    rows.append(("all", *(f"{total:,}" for total in (*totals, len(run.manifest.images) - sum(totals)))))
+    table = Table(columns=("class", *SIDES, "not used"), rows=rows, align="lrrrr", totals=True)
+    text = f"Strategy {split.strategy}, seed {split.seed}, digest {run.head.split}."
+    return Section(name="split", title="Split", text=[text], tables=[table])
+
+
+def _gate(run: RunSummary) -> Section:
+    verdict, gate = run.verdict, run.config.gate
+    state = say_state(verdict) + (", overridden" if run.verdict.overridden else "")
+    rows = [
+        ("verdict", state),
+        ("reason", verdict.reason),
+        ("at epoch", f"{verdict.epoch} of {len(run.head.history.epochs)}"),
+        ("statistic", say_nats(verdict.statistic)),
+        ("threshold", say_nats(verdict.threshold)),
+        ("settings", _settings(gate)),
+    ]
+    text = "The backbone thaws behind a head whose validation loss has stopped improving beyond its noise."
+    return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)])
+
+
+def _curves(run: RunSummary) -> Section:
+    made = {"head": run.head, "fine-tune": run.fine_tuned}
+    trained = {name: one for name, one in made.items() if one and one.history.best}
+    measures = ("trained from", "epochs", "best epoch", "validation loss", "validation accuracy")
+    measures += ("training accuracy", "learning rate")
+    rows = list(zip(measures, *map(_best_figures, trained.values()), strict=True)) if trained else []
+    table = Table(columns=("at the best epoch", *trained), rows=rows, align="l" + "r" * len(trained))
+    return Section(
+        name="curves",
+        title="Curves",
+        text=["The weights kept are those of the best epoch, the one of the lowest validation loss."],
+        tables=[table] if rows else [],
+        pictures=_present(run, curves="Accuracy and loss by epoch"),
+    )
+
+
+def _best_figures(made: Checkpoint) -> tuple[str, ...]:
+    history, best = made.history, made.history.best
+    return (
+        made.cut,
+        f"{len(history.epochs)}",
+        f"{history.best_epoch}" if history.best_epoch else "the start",
+        say_nats(best.val_loss),
+        say_percent(best.val_accuracy),
+        # Before its first epoch a model has no training figures.
+        say_percent(best.accuracy) if history.best_epoch else "–",
+        f"{best.learning_rate:.3g}",
+    )
+
+
+def _evaluation(run: RunSummary) -> Section:
+    made = [one for one in (run.head_evaluation, run.evaluation) if one]
+    floor = min(0.95, *(math.floor(one.metrics.accuracy_interval[0] * 20) / 20 for one in made))
+    rows = []
+    for one in made:
+        low, high = one.metrics.accuracy_interval
+        accuracy = Bar(
+            text=f"{say_percent(one.metrics.accuracy)} ({say_interval(low, high, unit='')})",
+            start=(low - floor) / (1 - floor),
+            end=(high - floor) / (1 - floor),
+        )
+        rows.append((say_stage(one), accuracy, say_number(one.metrics.log_loss), say_number(one.metrics.auc)))
+    text = [
+        f"On {run.tested.metrics.images:,} test images, looked at once after training. In brackets the 95 % "
+        f"interval, drawn from {100 * floor:.0f} to 100 %. Log loss is in nats."
+    ]
+    if len(made) == 2:
+        text.append(_say_difference(*made))
+    comparison = Table(columns=("model", "accuracy", "log loss", "AUC"), rows=rows, align="llrr")
+    return Section(
+        name="evaluation",
+        title="Evaluation",
+        text=text,
+        tables=[comparison, _recalls(run.tested)],
+        pictures=_present(run, confusion=f"Confusion matrix, {say_stage(run.tested).lower()}"),
+    )
+
+
+def _recalls(made: Evaluation) -> Table:
+    rows = []
+    for index, (name, calls) in enumerate(zip(made.classes, made.metrics.confusion, strict=True)):
+        total, right = sum(calls), calls[index]
+        wrong = {other: calls[at] for at, other in enumerate(made.classes) if at != index and calls[at]}
+        worst = max(wrong, key=wrong.get, default=None)
+        taken = f"{worst} ({wrong[worst]:,})" if worst else "–"
+        share = say_percent(right / total) if total else "–"
+        rows.append((name, f"{total:,}", f"{right:,}", share, taken))
+    columns = ("class", "images", "right", "share", "mistaken for")
+    folded = f"All {len(rows)} classes" if len(rows) > 20 else ""
+    return Table(columns=columns, rows=rows, align="lrrrl", folded=folded)
+
+
+def _mistakes(made: Evaluation) -> Section:
+    wrong = [row for row in made.predictions if _called(made, row) != row.label]
+    wrong.sort(key=lambda row: (-max(row.probabilities), row.path))
+    rows = [
+        (shorten(row.path), row.label, _called(made, row), f"{max(row.probabilities):.4f}")
+        for row in wrong[:_MOST_MISTAKES]
+    ]
+    table = Table(columns=("image", "label", "called", "probability"), rows=rows, align="lllr")
+    text = f"{len(wrong):,} of {len(made.predictions):,} test images were called wrongly."
+    if len(wrong) > len(rows):
+        text += f" The {len(rows)} most confident:"
+    title = "Most confident mistakes"
+    return Section(name="mistakes", title=title, text=[text], tables=[table] if rows else [])
+
+
+def _cost(run: RunSummary) -> Section:
+    total = sum(stage.seconds for stage in run.stages)
+    rows, done = [], 0.0
+    for stage in run.stages:
+        end = done + stage.seconds
+        bar = Bar(text=say_duration(stage.seconds), start=done / (total or 1), end=end / (total or 1))
+        rows.append((stage.stage, bar, "cached" if stage.cached else "made"))
+        done = end
+    rows.append(("all", say_duration(total), ""))
+    table = Table(columns=("stage", "time", "output"), rows=rows, align="lll", totals=True)
+    text = "A cached stage found its output published in the store and made nothing."
+    return Section(name="cost", title="Cost", text=[text], tables=[table])
+
+
+def _provenance(run: RunSummary) -> Section:
+    config = run.config
+    seeds = {
+        "split": run.split.seed,
+        "augmentation": config.augmentation.seed,
+        "head": config.head.seed,
+        "fine-tune": config.fine_tune.seed,
+    }
+    rows = [
+        ("dump", str(config.dump.path)),
+        ("recipe", config.recipe),
+        ("manifest", run.split.manifest),
+        ("split", run.head.split),
+        ("backbone", say_backbone(run.backbone)),
+        ("weights, SHA-256", run.backbone.weights_sha256),
+        ("preprocessing", run.backbone.preprocessing),
+        ("precision", run.precision),
+        ("head", f"{run.head.address}, on features {run.head.space}"),
+    ]
+    if run.fine_tuned:
+        rows.append(("fine-tuned", f"{run.fine_tuned.address}, on features {run.fine_tuned.space}"))
+    rows.append(("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())))
+    rows.append(("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())))
+    return Section(
+        name="provenance",
+        title="Provenance",
+        tables=[_facts(rows)],
+        code=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+
+
+def _say_difference(head: Evaluation, fine_tuned: Evaluation) -> str:
+    before, after = (
+        {row.path for row in made.predictions if _called(made, row) == row.label}
+        for made in (head, fine_tuned)
+    )
+    mended, broken = len(after - before), len(before - after)
+    return f"Fine-tuning mended {mended or 'none'} of the head's mistakes and made {broken or 'no'} new ones."
+
+
+def _called(made: Evaluation, row: Prediction) -> str:
+    return made.classes[row.probabilities.index(max(row.probabilities))]
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> Table:
+    return Table(columns=("", ""), rows=rows, align="ll")
+
+
+def _settings(section: ConfigSection) -> str:
+    def say(value: object) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+    return ", ".join(f"{name} {say(value)}" for name, value in section.model_dump(mode="json").items())
+
+
+def _present(run: RunSummary, **pictures: str) -> dict[str, str]:
+    return {name: shown for name, shown in pictures.items() if name in run.pictures}

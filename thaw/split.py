@@ -1,0 +1,156 @@
+"""Assign each image of a manifest to train, validation or test. Pure."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+from thaw.config import SplitConfig
+from thaw.errors import BadConfig, ShortClass
+from thaw.layout import natural_key
+from thaw.records import SIDES, ImageRow, Manifest, Side, Split
+
+# What is carved out of the dump's own train folder for a side it lacks, where the setting is a count.
+CARVED_FRACTION = 0.2
+
+Sides = dict[Side, list[ImageRow]]
+
+
+def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
+    """Divide the usable images of each class among train, validation and test.
+
+    index: the first images of each class in natural order train, the next ones validate, the next ones
+        test. Shares are counts, or fractions rounded down; fractions that add up to 1 use every image.
+    hash: an image's side depends on its bytes and the seed alone, so that it keeps its side when the dump
+        grows. Fractions only. Test is drawn first, so that a changed train fraction moves no test image.
+    directory: the sides of the dump's own folders. A side that the dump lacks is carved out of train by
+        hash: its fraction of train, or 0.2 of it where the setting is a count, or nothing where it is 0.
+
+    Returns:
+        A split whose rows come class by class, in natural order of their paths. Its seed is 0 where the
+        strategy draws nothing, so that the same rows have the same digest.
+    Raises:
+        ShortClass: a class has too few images for a side that the configuration asks for.
+        BadConfig: strategy directory, but the dump has no ready splits.
+    """
+    shares = {"train": config.train, "validation": config.validation, "test": config.test}
+    if config.strategy == "directory" and manifest.layout != "ready_splits":
+        raise BadConfig(
+            f"setting 'split.strategy': 'directory' needs a dump with ready splits (train/cats/1.jpg beside "
+            f"test/cats/2.jpg), this one's layout is '{manifest.layout}'. Use strategy 'index' or 'hash'."
+        )
+    sides: Sides = {side: [] for side in SIDES}
+    for label in manifest.classes:
+        rows = sorted(
+            (row for row in manifest.images if row.label == label), key=lambda row: natural_key(row.path)
+        )
+        if config.strategy == "index":
+            parts = _split_by_index(label, rows, shares)
+        elif config.strategy == "hash":
+            parts = _split_by_hash(label, rows, shares, config.seed)
+        else:
+            parts = _split_by_directory(label, rows, shares, config.seed, _sides_of(manifest))
+        for side in SIDES:
+            sides[side] += parts[side]
+    return Split(
+        manifest=manifest.digest,
+        strategy=config.strategy,
+        seed=0 if config.strategy == "index" else config.seed,
+        classes=manifest.classes,
+        **{side: tuple(rows) for side, rows in sides.items()},
+    )
+
+
+def _split_by_index(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float]) -> Sides:
+    counts = (
+        _count(len(rows), shares) if _are_fractions(shares) else {side: int(shares[side]) for side in SIDES}
+    )
+    needed = sum(counts.values())
+    if needed > len(rows):
+        asked = " + ".join(f"{side} {counts[side]}" for side in SIDES)
+        raise ShortClass(
+            f"class '{label}' has {len(rows)} usable images, the index split needs {needed} ({asked}). "
+            "Add images, lower the counts, or use strategy 'hash' with fractions."
+        )
+    parts, start = {}, 0
+    for side in SIDES:
+        parts[side] = list(rows[start : start + counts[side]])
+        start += counts[side]
+    return _check_no_side_is_empty(label, rows, parts, shares, "index")
+
+
+def _split_by_hash(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int) -> Sides:
+    parts: Sides = {side: [] for side in SIDES}
+    for row in rows:
+        side = _draw_side(row, shares, seed)
+        if side:
+            parts[side].append(row)
+    return _check_no_side_is_empty(label, rows, parts, shares, "hash")
+
+
+def _split_by_directory(
+    label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int, ready: set[Side]
+) -> Sides:
+    parts: Sides = {side: [row for row in rows if row.side == side] for side in SIDES}
+    wanted: dict[Side, float] = {side: 1 for side in ready}
+    for side in SIDES:
+        if side in ready or not shares[side]:
+            continue
+        wanted[side] = fraction = shares[side] if shares[side] < 1 else CARVED_FRACTION
+        train = parts["train"]
+        parts[side] = [row for row in train if _position(row, seed) < fraction]
+        parts["train"] = [row for row in train if _position(row, seed) >= fraction]
+    return _check_no_side_is_empty(label, rows, parts, wanted, "directory")
+
+
+def _draw_side(row: ImageRow, shares: Mapping[Side, float], seed: int) -> Side | None:
+    position, limit = _position(row, seed), 0.0
+    for side in reversed(SIDES):
+        limit += shares[side]
+        if position < limit or (side == "train" and _use_everything(shares)):
+            return side
+    return None
+
+
+def _position(row: ImageRow, seed: int) -> float:
+    """A number from 0 to 1, drawn from the image's bytes and the seed."""
+    digest = hashlib.sha256(f"{seed}:{row.sha256}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _count(images: int, shares: Mapping[Side, float]) -> dict[Side, int]:
+    # 0.29 * 100 is 28.999…96 in floating point.
+    counts = {side: math.floor(images * shares[side] + 1e-9) for side in SIDES}
+    if _use_everything(shares):
+        last = [side for side in SIDES if shares[side]][-1]
+        counts[last] += images - sum(counts.values())
+    return counts
+
+
+def _are_fractions(shares: Mapping[Side, float]) -> bool:
+    return any(0 < share < 1 for share in shares.values())
+
+
+def _use_everything(shares: Mapping[Side, float]) -> bool:
+    return math.isclose(sum(shares.values()), 1, abs_tol=1e-9)
+
+
+def _sides_of(manifest: Manifest) -> set[Side]:
+    return {row.side for row in manifest.images if row.side}
+
+
+def _check_no_side_is_empty(
+    label: str, rows: Sequence[ImageRow], parts: Sides, wanted: Mapping[Side, float], strategy: str
+) -> Sides:
+    for side in SIDES:
+        if wanted.get(side) and not parts[side]:
+            remedy = {
+                "index": "Add images, or change the fractions.",
+                "hash": "Add images, choose another seed, or use strategy 'index'.",
+                "directory": f"Add images of it to the dump's {side} folder, or use strategy 'index' or 'hash'.",
+            }[strategy]
+            counts = ", ".join(f"{name} {len(parts[name])}" for name in SIDES)
+            raise ShortClass(
+                f"class '{label}' has {len(rows)} usable images, and the {strategy} split leaves none of them for "
+                f"{side} ({counts}); it needs 1 at least. {remedy}"
+            )
+    return parts

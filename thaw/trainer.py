@@ -1,0 +1,230 @@
+"""The one training loop: from cached features, with early stopping, and going on exactly after a kill.
+
+Everything random is drawn from (seed, epoch), and a journal keeps the network with its optimizer's
+slots, so that a run that was cut off ends with the very weights of an undisturbed one.
+"""
+
+import dataclasses
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from thaw.config import OptimizerConfig
+from thaw.device import prepare_keras
+from thaw.features import Rows
+from thaw.progress import track
+from thaw.records import Checkpoint, Epoch, History
+from thaw.store import Store
+
+logger = logging.getLogger(__name__)
+
+# Epochs of a head take a fraction of a second; saving after each would cost more than they do.
+_JOURNAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long to train, on what batches, and when to stop early."""
+
+    epochs: int
+    batch_size: int
+    seed: int
+    should_stop: Callable[[History], bool]
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Where training stands: the network as it is, its history, and the best weights so far."""
+
+    network: Any
+    history: History
+    best: list[np.ndarray]
+
+
+def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> None:
+    """Attach optimizer, cross-entropy and accuracy: binary for two classes, sparse for more."""
+    keras = prepare_keras()
+    rate = optimizer.learning_rate
+    made = {
+        "rmsprop": lambda: keras.optimizers.RMSprop(rate, momentum=optimizer.momentum),
+        "sgd": lambda: keras.optimizers.SGD(rate, momentum=optimizer.momentum),
+        "adam": lambda: keras.optimizers.Adam(rate),
+    }[optimizer.name]()
+    if classes == 2:
+        loss, metrics = keras.losses.BinaryCrossentropy(), (keras.metrics.BinaryCrossentropy, keras.metrics.BinaryAccuracy)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy()
+        metrics = (keras.metrics.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy)
+    # The loss contains weight penalties; histories compare cross-entropies, so that is a metric of its own.
+    named = [metric(name=name) for metric, name in zip(metrics, ("cross_entropy", "accuracy"), strict=True)]
+    network.compile(optimizer=made, loss=loss, metrics=named)
+
+
+def train_network(
+    begin: Callable[[], TrainingState],
+    train: Rows,
+    validation: Rows,
+    schedule: Schedule,
+    store: Store,
+    checkpoint: Checkpoint,
+    label: str,
+) -> Checkpoint:
+    """Train a compiled network and publish it as `checkpoints/<address>/`.
+
+    `model.keras` there has the weights of the lowest validation loss, those at the start included
+    where the history has figures for them; `last.keras` has the last ones and the optimizer.
+
+    Args:
+        begin: builds the state to start from; not called where a journal tells how to go on.
+        checkpoint: what the result is to be; its history is left to fill in.
+    """
+    journal = _Journal(store, checkpoint.address)
+    state = journal.read() or begin()
+    done = len(state.history.epochs)
+    with track(label, schedule.epochs * len(train), "images", done=done * len(train)) as advance:
+        while done < schedule.epochs and not (done and _is_over(state.history, schedule)):
+            epoch = _run_epoch(state.network, train, validation, schedule, done, advance)
+            state.history = dataclasses.replace(state.history, epochs=(*state.history.epochs, epoch))
+            done += 1
+            if state.history.best_epoch == done:
+                state.best = state.network.get_weights()
+            journal.keep(state)
+            logger.info(
+                "%s, epoch %d of %d: loss %.4f, accuracy %.4f, val loss %.4f, val accuracy %.4f",
+                *(label, done, schedule.epochs),
+                *(epoch.loss, epoch.accuracy, epoch.val_loss, epoch.val_accuracy),
+            )
+    finished = dataclasses.replace(checkpoint, history=state.history)
+    with store.publish_folder("checkpoints", checkpoint.address) as partial:
+        state.network.save(partial / "last.keras")
+        state.network.set_weights(state.best)
+        state.network.save(partial / "model.keras", include_optimizer=False)
+        (partial / "checkpoint.json").write_text(finished.to_json(), encoding="utf-8")
+    journal.clear()
+    return finished
+
+
+def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
+    """The checkpoint published under an address, or None."""
+    return store.read_file(store.folder("checkpoints", address, "checkpoint.json"), Checkpoint)
+
+
+def load_network(store: Store, address: str, which: Literal["model", "last"] = "model") -> Any:
+    """A checkpoint's network: `model` with its best weights, or `last` with the optimizer, to go on with."""
+    return prepare_keras().models.load_model(store.folder("checkpoints", address, f"{which}.keras"))
+
+
+def measure_start(network: Any, validation: Rows, batch_size: int) -> Epoch:
+    """The validation figures of a network before it is trained."""
+    loss, accuracy = _validate(network, validation, batch_size)
+    return Epoch(loss=loss, accuracy=accuracy, val_loss=loss, val_accuracy=accuracy, learning_rate=0.0)
+
+
+def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
+    """Class probabilities of every row: float64 (n, classes), each row summing to 1."""
+    outputs = [
+        np.asarray(network.predict_on_batch(rows.read(slice(start, start + batch_size))))
+        for start in range(0, len(rows), batch_size)
+    ]
+    return spread_classes(np.concatenate(outputs))
+
+
+def spread_classes(outputs: np.ndarray) -> np.ndarray:
+    """A network's outputs as float64 (n, classes): a lone sigmoid is the probability of the second class."""
+    outputs = outputs.astype(np.float64)
+    return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
+
+
+def _is_over(history: History, schedule: Schedule) -> bool:
+    return not math.isfinite(history.epochs[-1].loss) or schedule.should_stop(history)
+
+
+def _run_epoch(
+    network: Any, train: Rows, validation: Rows, schedule: Schedule, number: int, advance: Callable[..., None]
+) -> Epoch:
+    generator = np.random.default_rng([schedule.seed, number])
+    _seed_dropout(network, [schedule.seed, number])
+    order = generator.permutation(len(train))
+    network.reset_metrics()
+    figures = {}
+    for start in range(0, len(order), schedule.batch_size):
+        batch = np.sort(order[start : start + schedule.batch_size])
+        features = train.read(batch, version=number % train.versions)
+        figures = network.train_on_batch(features, train.labels[batch], return_dict=True)
+        advance(len(batch), f"loss {float(figures['cross_entropy']):.4f}")
+    val_loss, val_accuracy = _validate(network, validation, schedule.batch_size)
+    return Epoch(
+        loss=float(figures["cross_entropy"]),
+        accuracy=float(figures["accuracy"]),
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        learning_rate=float(network.optimizer.learning_rate),
+    )
+
+
+def _validate(network: Any, rows: Rows, batch_size: int) -> tuple[float, float]:
+    network.reset_metrics()
+    figures = {}
+    for start in range(0, len(rows), batch_size):
+        place = slice(start, start + batch_size)
+        figures = network.test_on_batch(rows.read(place), rows.labels[place], return_dict=True)
+    return float(figures["cross_entropy"]), float(figures["accuracy"])
+
+
+def _seed_dropout(network: Any, seed: list[int]) -> None:
+    dropouts = (layer for layer in list_layers(network) if isinstance(layer, prepare_keras().layers.Dropout))
+    for place, layer in enumerate(dropouts):
+        drawn = np.random.default_rng([*seed, place]).integers(2**31, size=2)
+        layer.seed_generator.state.assign(drawn.astype(layer.seed_generator.state.dtype))
+
+
+def list_layers(network: Any) -> Iterator[Any]:
+    """Every layer of a network, those of networks inside it included."""
+    for layer in network.layers:
+        yield from list_layers(layer) if hasattr(layer, "layers") else (layer,)
+
+
+class _Journal:
+    """Where training stands: `journals/<address>/<epochs>/`, the newest counts."""
+
+    def __init__(self, store: Store, address: str):
+        self._store = store
+        self._folder = store.folder("journals", address)
+        self._kept = time.monotonic()
+
+    def read(self) -> TrainingState | None:
+        for entry in sorted(self._folder.glob("*"), reverse=True):
+            keras = prepare_keras()
+            try:
+                network = keras.models.load_model(entry / "last.keras")
+                with np.load(entry / "best.npz", allow_pickle=False) as arrays:
+                    best = [arrays[name] for name in arrays.files]
+                history = History.from_json((entry / "history.json").read_bytes())
+            except (OSError, ValueError) as error:
+                self._store.set_aside(entry, str(error))
+                continue
+            logger.info("going on after epoch %d, where an earlier run was cut off", len(history.epochs))
+            return TrainingState(network=network, history=history, best=best)
+        return None
+
+    def keep(self, state: TrainingState) -> None:
+        if time.monotonic() - self._kept < _JOURNAL_SECONDS:
+            return
+        name = f"{len(state.history.epochs):06d}"
+        with self._store.publish_folder("journals", self._folder.name, name) as partial:
+            state.network.save(partial / "last.keras")
+            np.savez(partial / "best.npz", *state.best)
+            (partial / "history.json").write_text(state.history.to_json(), encoding="utf-8")
+        for entry in self._folder.glob("*"):
+            if entry.name < name:
+                shutil.rmtree(entry, ignore_errors=True)
+        self._kept = time.monotonic()
+
+    def clear(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
