@@ -41,7 +41,9 @@ LayoutOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, such as head.epochs=10. Repeatable.")
 ]
-StoreOption = Annotated[Path | None, typer.Option("--store", help="Folder of the store [THAW_STORE, or store].")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the store [THAW_STORE, or store].")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 _DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
@@ -102,7 +104,11 @@ def split(
     file = place.folder("splits", f"{made.digest}.json")
     if as_json:
         _print_json(
-            split=made.digest, file=str(file), layout=manifest.layout, counts=made.counts(), quarantined=quarantined
+            split=made.digest,
+            file=str(file),
+            layout=manifest.layout,
+            counts=made.counts(),
+            quarantined=quarantined,
         )
         return
     rows = [(side, *counts.values()) for side, counts in made.counts().items()]
@@ -120,9 +126,12 @@ def features(
     weights: WeightsOption = None,
     layout: LayoutOption = None,
     changes: SetOption = None,
-    cut: Annotated[str | None, typer.Option("--cut", help="Layer to stop at; the last pooling if not given.")] = None,
+    cut: Annotated[
+        str | None, typer.Option("--cut", help="Layer to stop at; the last pooling if not given.")
+    ] = None,
     export: Annotated[
-        Path | None, typer.Option("--export", help="Also write bottleneck_features_<side>.npy and labels here.")
+        Path | None,
+        typer.Option("--export", help="Also write bottleneck_features_<side>.npy and labels here."),
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -171,7 +180,12 @@ def predict(
         results.print(f"{len(rows)} images written to {csv}", soft_wrap=True)
     else:
         shown = [
-            (row.path, row.label or "", f"{max(row.probabilities):.4f}" if row.probabilities else "", row.error or "")
+            (
+                row.path,
+                row.label or "",
+                f"{max(row.probabilities):.4f}" if row.probabilities else "",
+                row.error or "",
+            )
             for row in rows
         ]
         _print_table(["path", "class", "probability", "error"], shown)
@@ -205,7 +219,9 @@ def recipes(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the recipes: what each is, and what it is expected to reach."""
     headers = {file.stem: _read_header(file) for file in sorted(RECIPES.glob("*.yaml"))}
     if as_json:
-        _print_json(recipes={name: {"about": header, **read_recipe(name)} for name, header in headers.items()})
+        _print_json(
+            recipes={name: {"about": header, **read_recipe(name)} for name, header in headers.items()}
+        )
         return
     _print_table(["recipe", "what it is"], list(headers.items()))
 
@@ -234,14 +250,18 @@ def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
     folder = store.folder("runs", outcome.run)
     report, model = folder / "report.html", folder / "model.keras"
     if as_json:
-        _print_json(**_flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model))
+        _print_json(
+            **_flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model)
+        )
     else:
         _print_outcome(outcome)
         results.print(f"report  {report}", soft_wrap=True)
         if not outcome.withheld:
             results.print(f"model   {model}", soft_wrap=True)
     if outcome.withheld:
-        notes.print(f"[yellow]the gate stayed closed:[/yellow] {outcome.verdict.reason}. No model was released.")
+        notes.print(
+            f"[yellow]the gate stayed closed:[/yellow] {outcome.verdict.reason}. No model was released."
+        )
         raise typer.Exit(EXIT_GATE_CLOSED)
 
 

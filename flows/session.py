@@ -7,7 +7,7 @@ import urllib.request
 from typing import Any
 
 from thaw.config import TrainConfig
-from thaw.errors import NoServer, ThawError
+from thaw.errors import NoServer
 from thaw.records import Outcome
 from thaw.store import Store
 

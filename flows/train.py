@@ -12,11 +12,13 @@ from tasks.stage import time_stages
 from thaw.config import TrainConfig
 from thaw.device import choose_precision
 from thaw.errors import ThawError
-from thaw.records import Outcome
+from thaw.records import Outcome, StageTime
 from thaw.report import RunSummary
 from thaw.store import Store
 
-StorePath = Annotated[str | None, Field(description="Folder of the store; THAW_STORE, or store/, when empty.")]
+StorePath = Annotated[
+    str | None, Field(description="Folder of the store; THAW_STORE, or store/, when empty.")
+]
 
 
 @flow(name="train", flow_run_name="{config.recipe} on {config.dump.path.name}")
@@ -28,7 +30,7 @@ def train(config: TrainConfig, store: StorePath = None) -> State:
     """
     try:
         with time_stages() as stages:
-            outcome = run_method(config, Store(store))
+            outcome = run_method(config, Store(store), stages)
     except ThawError as error:
         return Failed(message=str(error), data=error)
     outcome = dataclasses.replace(outcome, stages=tuple(stages))
@@ -38,8 +40,8 @@ def train(config: TrainConfig, store: StorePath = None) -> State:
     return Completed(message=f"test accuracy {accuracy:.4f}, run {outcome.run}", data=outcome)
 
 
-def run_method(config: TrainConfig, store: Store) -> Outcome:
-    """The stages in their order; every one of them is found published or made."""
+def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Outcome:
+    """The stages in their order; each is found published or made, and adds its time to `stages`."""
     store.check_writable()
     thaws = config.fine_tune.epochs > 0
     backbone = dataset.load_backbone(config.backbone, store)
@@ -69,7 +71,7 @@ def run_method(config: TrainConfig, store: Store) -> Outcome:
         precision=choose_precision(config.backbone.precision).name,
     )
     if thaws and not verdict.opens_gate:
-        return release.release_run(run, store)
+        return release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
 
     run = dataclasses.replace(run, head_evaluation=release.evaluate(head, bottlenecks.test, store))
     if thaws:
@@ -79,4 +81,4 @@ def run_method(config: TrainConfig, store: Store) -> Outcome:
         run = dataclasses.replace(
             run, fine_tuned=tuned, evaluation=release.evaluate(tuned, views.test, store)
         )
-    return release.release_run(run, store)
+    return release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)

@@ -14,7 +14,8 @@ GATE = GateConfig(patience_epochs=5, min_improvement_nats=0.002, noise_multiplie
 
 def history(losses: list[float], accuracy: float = 0.9, counts: tuple[int, ...] = (500, 500)) -> History:
     epochs = tuple(
-        Epoch(loss=0.1, accuracy=0.9, val_loss=loss, val_accuracy=accuracy, learning_rate=1e-3) for loss in losses
+        Epoch(loss=0.1, accuracy=0.9, val_loss=loss, val_accuracy=accuracy, learning_rate=1e-3)
+        for loss in losses
     )
     return History(validation_counts=counts, epochs=epochs)
 

@@ -8,13 +8,14 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 from thaw.errors import BadDump, BadImage
 
-_IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pnm .avif .jp2 .heic .heif".split()
+# HEIC can't be decoded here, but an image left out in silence is worse than one in quarantine.
+_IMAGE_NAME = re.compile(
+    r".+\.(jpe?g|jpe|jfif|a?png|webp|bmp|dib|gif|tiff?|p[pgn]m|avif|jp2|hei[cf])", re.IGNORECASE
 )
 _LITTER = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 # Members are read into memory whole; no photograph comes near this.
@@ -51,6 +52,7 @@ class Dump(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Close what is open. Reading ends here."""
 
@@ -81,14 +83,13 @@ class Dump(ABC):
             self.refused[name] = "another member has the same path; the first one is used"
             return
         self._sources[name] = source
-        self._add_folder(str(PurePosixPath(name).parent))
+        self._add_folder(name.rpartition("/")[0])
 
     def _add_folder(self, name: str) -> None:
-        self.folders.update(
-            folder
-            for folder in (name, *map(str, PurePosixPath(name).parents))
-            if folder != "." and not is_litter(folder)
-        )
+        while name and name not in self.folders:
+            if not is_litter(name):
+                self.folders.add(name)
+            name = name.rpartition("/")[0]
 
 
 def open_dump(path: Path | str) -> Dump:
@@ -114,7 +115,7 @@ def is_litter(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a member is an image going by its name."""
-    return not is_litter(name) and PurePosixPath(name).suffix.lower() in _IMAGE_SUFFIXES
+    return _IMAGE_NAME.fullmatch(name) is not None and not is_litter(name)
 
 
 class ZipDump(Dump):
@@ -197,6 +198,9 @@ class FolderDump(Dump):
             self._add(name, target)
         else:
             self.refused[name] = "a link to nothing" if path.is_symlink() else "not a regular file"
+
+    def close(self) -> None:
+        """Nothing stays open between reads."""
 
     def _read(self, source: Path) -> bytes:
         _check_size(source.stat().st_size)

@@ -27,7 +27,9 @@ def draw_view(pixels: np.ndarray, sha256: str, view: int, augmentation: Augmenta
     return _sample(pixels, matrix)
 
 
-def _draw_transform(generator: np.random.Generator, augmentation: AugmentationConfig, size: int) -> np.ndarray:
+def _draw_transform(
+    generator: np.random.Generator, augmentation: AugmentationConfig, size: int
+) -> np.ndarray:
     """A 3 × 3 matrix from the view's pixel coordinates (x, y, 1) to the image's."""
     angle, shear = np.deg2rad(
         generator.uniform(-1, 1, 2) * (augmentation.rotation_degrees, augmentation.shear_degrees)

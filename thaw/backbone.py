@@ -50,8 +50,8 @@ def _find_imagenet_vgg16() -> Path:
         keras.applications.VGG16(weights="imagenet", include_top=False)
     except Exception as error:
         raise BadWeights(
-            f"the ImageNet weights of vgg16 could not be downloaded ({_last_line(error)}). Either connect and run "
-            f"again, or copy {name} from another machine into {folder}, or give its path: --weights PATH."
+            f"the ImageNet weights of vgg16 could not be downloaded ({_last_line(error)}). Connect and run again, "
+            f"or copy {name} from another machine into {folder}, or give its path: --weights PATH."
         ) from None
     finally:
         socket.setdefaulttimeout(before)
@@ -88,7 +88,9 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
     source = str(path) if path else "random"
     known = store.read("backbones", address, Backbone)
     if known:
-        return Made(value=dataclasses.replace(known, weights=source), reused=True, note=f"weights {sha256[:12]}")
+        return Made(
+            value=dataclasses.replace(known, weights=source), reused=True, note=f"weights {sha256[:12]}"
+        )
     backbone = Backbone(
         name=config.name, weights=source, weights_sha256=sha256, preprocessing=preprocessing, layers=()
     )

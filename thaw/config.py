@@ -86,11 +86,11 @@ class BackboneConfig(Section):
     )
     preprocessing: Literal["native", "caffe", "unit"] = Field(
         "native",
-        description="unit: 1/255; caffe: BGR less the ImageNet means; native: what the backbone was trained with.",
+        description="unit: 1/255; caffe: BGR less ImageNet's means; native: what the backbone was trained with.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Of the frozen prefix. auto takes bfloat16 where the processor multiplies it in hardware.",
+        description="Of the frozen prefix. auto takes bfloat16 where the hardware multiplies it.",
     )
     storage: Literal["float16", "float32"] = Field("float16", description="Of cached features on disk.")
 
@@ -127,7 +127,12 @@ class HeadConfig(Section):
     stop: Literal["when_converged", "at_budget"] = Field(
         "when_converged", description="when_converged ends training once the gate's verdict is settled."
     )
-    views: int = Field(0, ge=0, le=64, description="Augmented views of each training image; epochs cycle through the image and them.")
+    views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Augmented views of each training image; epochs cycle through the image and them.",
+    )
     seed: int = Field(0, ge=0, description="Of initial weights, order of images and dropout.")
 
 
@@ -155,9 +160,17 @@ class FineTuneConfig(Section):
     optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
     batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
     patience_epochs: int | None = Field(
-        3, ge=1, le=1000, description="Stop after so many epochs without a better val loss; null never stops early."
+        3,
+        ge=1,
+        le=1000,
+        description="Stop after so many epochs without a better val loss; null never stops early.",
     )
-    views: int = Field(0, ge=0, le=64, description="Augmented views of each training image; epochs cycle through the image and them.")
+    views: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Augmented views of each training image; epochs cycle through the image and them.",
+    )
     seed: int = Field(0, ge=0, description="Of the order of images and of dropout.")
 
 
@@ -230,7 +243,9 @@ def _explain(fault: Mapping[str, Any]) -> str:
     message = f"setting '{where}': {fault['msg'].removeprefix('Value error, ')}"
     if kind == "value_error":  # from a section's own rule, which says what it received
         return message
-    hint = next((f" The nearest valid value is {_BOUNDS[key]}{limits[key]}." for key in _BOUNDS if key in limits), "")
+    hint = next(
+        (f" The nearest valid value is {_BOUNDS[key]}{limits[key]}." for key in _BOUNDS if key in limits), ""
+    )
     if kind == "literal_error":
         hint = _nearest(str(fault["input"]), re.findall(r"'([^']+)'", limits["expected"]))
     return f"{message}. Received: {fault['input']!r}.{hint}"

@@ -40,7 +40,9 @@ def judge_convergence(history: History, gate: GateConfig) -> Verdict:
         if not (math.isfinite(epoch.loss) and math.isfinite(epoch.val_loss))
     ]
     if broken:
-        return _verdict("diverged", None, None, broken[0], f"the loss is not finite in epoch {broken[0]}", gate)
+        return _verdict(
+            "diverged", None, None, broken[0], f"the loss is not finite in epoch {broken[0]}", gate
+        )
     epochs, patience = len(losses), gate.patience_epochs
     if epochs <= patience:
         reason = f"{epochs} epochs are too few to tell: it takes more than the patience of {patience}"
@@ -55,8 +57,8 @@ def judge_convergence(history: History, gate: GateConfig) -> Verdict:
     if not _beats_majority(history):
         share = max(history.validation_counts) / sum(history.validation_counts)
         reason = (
-            f"val accuracy {history.best.val_accuracy:.3f} at epoch {history.best_epoch} does not beat calling "
-            f"everything the largest class ({share:.3f})"
+            f"val accuracy {history.best.val_accuracy:.3f} at epoch {history.best_epoch} does not beat "
+            f"calling everything the largest class ({share:.3f})"
         )
         return _verdict("at_chance", statistic, threshold, epochs, reason, gate)
     reason = f"{compared}, no more than {threshold:.4f}; best at epoch {history.best_epoch}"

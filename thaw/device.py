@@ -1,6 +1,8 @@
 """What this machine computes with. The one module that speaks to TensorFlow itself."""
 
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ def prepare_keras():
     Takes seconds the first time, so call it where Keras is needed and not before.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
+    with _quiet_standard_error():
+        import keras
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow
@@ -68,6 +71,27 @@ def list_devices() -> list[str]:
     devices = tensorflow.config.list_physical_devices()
     details = [(device, tensorflow.config.experimental.get_device_details(device)) for device in devices]
     return [detail.get("device_name", device.device_type) for device, detail in details]
+
+
+@contextmanager
+def _quiet_standard_error() -> Iterator[None]:
+    """Hold back what libraries write to the process's standard error; show it only if the block fails.
+
+    TensorFlow announces its build there on import, before any setting of its log level takes effect.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 @cache

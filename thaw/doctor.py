@@ -29,7 +29,9 @@ def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
         "store": str(store.root),
         "disk_left_gb": round(store.free_bytes() / 1e9, 1),
         "versions": list_versions(),
-        "prefect_api": os.environ.get("PREFECT_API_URL", "none set: a temporary server runs with the command"),
+        "prefect_api": os.environ.get(
+            "PREFECT_API_URL", "none set: a temporary server runs with the command"
+        ),
         "problems": problems,
     }
     for check in (lambda: facts.update(weights=_describe_weights(settings, store)), store.check_writable):

@@ -68,11 +68,12 @@ def scan_dump(config: DumpConfig, store: Store) -> Made[Manifest]:
         findings |= zip(firsts, verified, strict=True)
         ignored = [name for name in names if not is_image_name(name)]
         manifest = _compile(reading, hashes, findings, dump.refused, ignored)
-    reused = store.read("manifests", manifest.digest, Manifest) is not None
+    digest = manifest.digest
+    reused = store.read("manifests", digest, Manifest) is not None
     if not reused:
-        store.publish("manifests", manifest.digest, manifest)
+        store.publish("manifests", digest, manifest)
     note = _summarise(manifest, decoded=len(firsts))
-    logger.info("manifest %s%s: %s", manifest.digest, " found published" if reused else "", note)
+    logger.info("manifest %s%s: %s", digest, " found published" if reused else "", note)
     check_quarantine(manifest, config.max_quarantine_fraction)
     return Made(value=manifest, reused=reused, note=note)
 

@@ -1,22 +1,23 @@
 """Every error that Thaw raises on purpose.
 
-    ThawError
-    ├── Mistake                 something a user can put right; no stack trace, exit code 2
-    │   ├── BadConfig           unknown key, value out of bounds, unknown recipe
-    │   ├── BadDump             no archive, unreadable archive, unlabelled names, one class
-    │   │   └── TooManyBad      more of a class is quarantined than allowed
-    │   ├── ShortClass          a class has too few usable images for the split
-    │   ├── BadWeights          missing, corrupt, of another architecture, or not downloadable
-    │   ├── BadCut              the backbone has no such layer, or can't be cut there
-    │   ├── BadModel            not a model that Thaw saved
-    │   ├── StoreNotWritable    the store's folder can't be created or written
-    │   └── NoServer            the Prefect server asked for does not answer
-    ├── BadImage                one image can't be used; it is set aside, the run goes on
-    ├── DiskFull                no room left; the store stays valid and the run can be resumed
-    ├── FeatureOverflow         features exceed what the storage dtype can hold
-    ├── EmptyHistory            a verdict was asked for before any epoch was run
-    ├── UnlikeSplits            two results of different splits were about to be compared
-    └── ParityFailed            a saved model does not reproduce the probabilities it was tested with
+ThawError
+├── Mistake                 something a user can put right; no stack trace, exit code 2
+│   ├── BadConfig           unknown key, value out of bounds, unknown recipe
+│   ├── BadDump             no archive, unreadable archive, unlabelled names, one class
+│   │   └── TooManyBad      more of a class is quarantined than allowed
+│   ├── ShortClass          a class has too few usable images for the split
+│   ├── BadWeights          missing, corrupt, of another architecture, or not downloadable
+│   ├── BadCut              the backbone has no such layer, or can't be cut there
+│   ├── BadModel            not a model that Thaw saved
+│   ├── StoreNotWritable    the store's folder can't be created or written
+│   └── NoServer            the Prefect server asked for does not answer
+├── BadImage                one image can't be used; it is set aside, the run goes on
+├── DiskFull                no room left; the store stays valid and the run can be resumed
+├── FeatureOverflow         features exceed what the storage dtype can hold
+├── EmptyHistory            a verdict was asked for before any epoch was run
+├── UnlikeSplits            two results of different splits were about to be compared
+├── ParityFailed            a saved model does not reproduce the probabilities it was tested with
+└── RunFailed               a run was ended by an error that nobody foresaw
 """
 
 
@@ -86,3 +87,7 @@ class UnlikeSplits(ThawError):
 
 class ParityFailed(ThawError):
     """A saved model does not reproduce the probabilities it was tested with."""
+
+
+class RunFailed(ThawError):
+    """A run was ended by an error that nobody foresaw."""

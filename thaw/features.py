@@ -6,19 +6,21 @@ one equals the same cut computed from pixels.
 """
 
 import dataclasses
+import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from thaw.archive import open_dump
 from thaw.augment import draw_view
 from thaw.backbone import build_backbone, check_cut, cut_model, cut_points, preprocess
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
 from thaw.device import choose_precision, prepare_keras
-from thaw.archive import open_dump
 from thaw.errors import BadDump, BadImage
 from thaw.images import decode_image, resize_image
 from thaw.progress import track
@@ -61,7 +63,7 @@ def cache_features(
     views: int = 0,
     augmentation: AugmentationConfig | None = None,
 ) -> Made[Features]:
-    """Fill the cache with every image of the split at `cut`, and `views` augmented views of the training images.
+    """Fill the cache at `cut` with every image of the split, and `views` augmented views of those to train on.
 
     Only rows that are missing are computed, from the deepest cached cut that has them, else from pixels.
 
@@ -91,16 +93,18 @@ class Rows:
     """The cached rows behind a FeatureSet: read from memory-mapped shards, in any order.
 
     Attributes:
+        images: the manifest rows, in the order of the split.
+        classes: the class names, by index.
         labels: int64 (n,), the class index of each image.
         versions: how many versions of each image there are: the image itself and its views.
         shape: one row's (height, width, channels).
+        dtype: what the rows are stored in.
     """
 
     def __init__(self, features: FeatureSet, store: Store):
         split = store.read("splits", features.split, Split)
-        images = split.rows(features.side)
-        self.images = images
-        self._classes = len(split.classes)
+        self.images = images = split.rows(features.side)
+        self.classes = split.classes
         self.labels = np.array(split.labels(features.side), dtype=np.int64)
         self.versions = 1 + features.views
         self._folder = _open_space(features.space, store)
@@ -109,13 +113,14 @@ class Rows:
         for view in range(1, self.versions):
             self._places.append(self._views_folder.find((row.sha256, view) for row in images))
         self.shape = self._folder.shape
+        self.dtype = self._folder.space.storage
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def count_labels(self) -> tuple[int, ...]:
         """Images of each class, by class index."""
-        return tuple(int(count) for count in np.bincount(self.labels, minlength=self._classes))
+        return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.classes)))
 
     def read(self, indices: np.ndarray | slice, version: int = 0) -> np.ndarray:
         """Features of the images at `indices`: float32 (n, *shape)."""
@@ -216,7 +221,9 @@ def _decode(data: bytes, row: ImageRow, settings: BackboneConfig) -> np.ndarray:
     try:
         return resize_image(decode_image(data), settings.image_size_pixels, settings.resize_filter)
     except BadImage as error:
-        raise BadDump(f"{row.path} changed since the dump was scanned ({error}). Run the same command again.") from error
+        raise BadDump(
+            f"{row.path} changed since the dump was scanned ({error}). Run the same command again."
+        ) from error
 
 
 def _map_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
@@ -243,3 +250,26 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def export_features(features: Features, folder: Path, store: Store) -> list[Path]:
+    """Write the rows of each side as one array for use in a notebook, with their labels and paths beside.
+
+    Files: `bottleneck_features_<side>.npy` in the storage dtype (n, *shape), `labels_<side>.npy` int64
+    (n,), and `classes.json` with the class names by index and the images' paths by side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written, paths = [], {}
+    for side in SIDES:
+        rows = Rows(getattr(features, side), store)
+        target = folder / f"bottleneck_features_{side}.npy"
+        array = np.lib.format.open_memmap(target, "w+", dtype=rows.dtype, shape=(len(rows), *rows.shape))
+        for start in range(0, len(rows), _SHARD_ROWS):
+            array[start : start + _SHARD_ROWS] = rows.read(slice(start, start + _SHARD_ROWS))
+        array.flush()
+        np.save(folder / f"labels_{side}.npy", rows.labels)
+        paths[side] = [image.path for image in rows.images]
+        written += [target, folder / f"labels_{side}.npy"]
+    facts = {"classes": rows.classes, "paths": paths}
+    (folder / "classes.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return [*written, folder / "classes.json"]

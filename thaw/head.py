@@ -1,4 +1,4 @@
-"""The dense classifier on bottleneck features: built, trained, and given more epochs where it still learns."""
+"""The dense classifier on bottleneck features: built, trained, given more epochs where it still learns."""
 
 from typing import Any
 

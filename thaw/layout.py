@@ -21,6 +21,8 @@ _SIDE_NAME = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED_NAME = re.compile(r"(?P<label>.+?)[._ -]?\(?\d+\)?")
+# Up to here labels need not repeat to be believed: a dump may be that small.
+_FEW_LABELS = 10
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,13 @@ def _detect(images: Sequence[str]) -> Reading:
 def _read_one_tree(images: Sequence[str], scope: Sequence[str], root: str) -> Reading:
     direct = [path for path in scope if _parent(path) == root]
     by_name = {label for path in direct if (label := label_in_name(path))}
-    # Labels repeat; a folder of random names would give nearly every image its own.
-    named = 2 <= len(by_name) <= max(2, len(direct) // 2) and len(direct) * 2 >= len(scope)
+    # Labels repeat; names at random would give nearly every image its own.
+    repeated = len(by_name) <= max(_FEW_LABELS, len(direct) // 2)
     in_one_folder = len(direct) == len(scope)
-    if named or (in_one_folder and (not root or _side_of(root))):
+    if repeated and len(by_name) > 1 and len(direct) * 2 >= len(scope):
         return _label_by_name(images, scope)
+    if in_one_folder and (not root or _side_of(root)):
+        return _label_by_name(images, scope if repeated else ())
     return _label_by_folder(images, scope, _parent(root) if in_one_folder else root)
 
 

@@ -65,7 +65,9 @@ def load_model(path: Path) -> tuple[Any, ModelFacts]:
         BadModel: there is no such file, or Thaw did not save it.
     """
     if not path.is_file():
-        raise BadModel(f"no model at {path}. `thaw train` prints where it saves one: model.keras in the run's folder.")
+        raise BadModel(
+            f"no model at {path}. `thaw train` prints where it saves one: model.keras in the run's folder."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             facts = ModelFacts.from_json(archive.read(_FACTS_MEMBER))

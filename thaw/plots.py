@@ -26,17 +26,22 @@ INK, QUIET, GRID = "#22262b", "#646b73", "#e4e7ea"
 _DOTS_PER_INCH = 110
 _PICTURE_BYTES = 110_000
 _MOST_NUMBERED_CLASSES = 20
-_MOST_VIEWS = 9
+_MOST_VIEWS = 12
 
 
 def plot_curves(
-    head: History, fine_tune: History | None, verdict: Verdict, patience_epochs: int | None = None
+    head: History,
+    fine_tune: History | None,
+    verdict: Verdict,
+    cut: str | None = None,
+    patience_epochs: int | None = None,
 ) -> bytes:
     """Accuracy and loss of the head and of the fine-tune behind it, each epoch and smoothed.
 
-    `patience_epochs` shades the window that the verdict was reached on.
+    `cut` names the layer behind which the backbone thaws; `patience_epochs` shades the window that the
+    verdict was reached on.
     """
-    return _png(draw_curves(head, fine_tune, verdict, patience_epochs))
+    return _png(draw_curves(head, fine_tune, verdict, cut, patience_epochs))
 
 
 def plot_confusion(metrics: Metrics, classes: Sequence[str]) -> bytes:
@@ -48,7 +53,7 @@ def plot_views(views: np.ndarray) -> bytes:
     """An image beside augmented views of it.
 
     Args:
-        views: uint8 (n, size, size, 3), the image itself first. The first 9 are drawn.
+        views: uint8 (n, size, size, 3), the image itself first. The first 12 are drawn.
     """
     return _png(draw_views(views))
 
@@ -74,7 +79,11 @@ def smooth(values: Iterable[float], factor: float = 0.8) -> list[float]:
 
 
 def draw_curves(
-    head: History, fine_tune: History | None, verdict: Verdict, patience_epochs: int | None = None
+    head: History,
+    fine_tune: History | None,
+    verdict: Verdict,
+    cut: str | None = None,
+    patience_epochs: int | None = None,
 ) -> Figure:
     """The figure behind `plot_curves`."""
     from matplotlib.lines import Line2D
@@ -94,7 +103,9 @@ def draw_curves(
         if window:
             axes.axvspan(verdict.epoch - window + 0.5, verdict.epoch + 0.5, color=GATE, alpha=0.14, lw=0)
         if fine_tune:
-            _mark_thaw(axes, len(head.epochs) + 0.5, captioned=name == "accuracy")
+            axes.axvline(len(head.epochs) + 0.5, color=INK, lw=1.2, ls=(0, (4, 3)), label="thaw")
+    if fine_tune:
+        _caption_thaw(panels[0], len(head.epochs) + 0.5, cut)
     title = {"loc": "left", "fontsize": 13, "fontweight": "bold", "color": INK}
     panels[0].set_title("Accuracy", **title)
     panels[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
@@ -131,24 +142,23 @@ def _draw_phase(axes: Axes, history: History, offset: int, name: str) -> None:
         axes.plot([at], [best], **_BEST, zorder=5, clip_on=False, label="best epoch")
 
 
-def _mark_thaw(axes: Axes, thaw: float, captioned: bool) -> None:
-    axes.axvline(thaw, color=INK, lw=1.2, ls=(0, (4, 3)), label="thaw")
-    if captioned:
-        room_right = thaw < sum(axes.get_xlim()) / 2
-        caption = axes.annotate(
-            "backbone thaws",
-            (thaw, 0),
-            (6 if room_right else -6, 7),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="left" if room_right else "right",
-            color=INK,
-            fontsize=11,
-            bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
-            zorder=6,
-        )
-        # A caption wider than its side of the panel must not squeeze the panel.
-        caption.set_in_layout(False)
+def _caption_thaw(axes: Axes, thaw: float, cut: str | None) -> None:
+    room_right = thaw < sum(axes.get_xlim()) / 2
+    caption = axes.annotate(
+        f"thaws after {cut}" if cut else "backbone thaws",
+        (thaw, 0),
+        (6 if room_right else -6, 7),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        ha="left" if room_right else "right",
+        color=INK,
+        fontsize=11,
+        bbox={"facecolor": "white", "alpha": 0.8, "lw": 0, "pad": 1.5},
+        parse_math=False,
+        zorder=6,
+    )
+    # A caption wider than its side of the panel must not squeeze the panel.
+    caption.set_in_layout(False)
 
 
 def _fit_loss_scale(axes: Axes, phases: Sequence[tuple[History, int]]) -> str:
@@ -232,12 +242,12 @@ def draw_views(views: np.ndarray) -> Figure:
     shown = np.asarray(views, dtype=np.uint8)[:_MOST_VIEWS]
     columns = min(3, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = _figure(1.6 * columns, 1.86 * rows)
+    figure = _figure(1.6 * columns, 1.8 * rows)
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if number < len(shown):
             axes.imshow(shown[number], interpolation="antialiased")
-            axes.set_title("original" if not number else f"view {number}", fontsize=10, color=INK, pad=3)
+            axes.set_title("original" if not number else f"view {number}", fontsize=10, color=INK, pad=4)
     return figure
 
 
@@ -264,16 +274,16 @@ def _png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    canvas = FigureCanvasAgg(figure)
-    for dots_per_inch in range(_DOTS_PER_INCH, 30, -10):
+    canvas, dots_per_inch = FigureCanvasAgg(figure), float(_DOTS_PER_INCH)
+    while True:
         figure.set_dpi(dots_per_inch)
         canvas.draw()
         picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         encoded = io.BytesIO()
         picture.quantize(256, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
         if encoded.tell() <= _PICTURE_BYTES:
-            break
-    return encoded.getvalue()
+            return encoded.getvalue()
+        dots_per_inch *= 0.97 * math.sqrt(_PICTURE_BYTES / encoded.tell())
 
 
 def _drawable(name: str, limit: int = 20) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from thaw.archive import is_image_name, open_dump
-from thaw.dump import natural_key
 from thaw.errors import BadImage
 from thaw.images import decode_image, resize_image
+from thaw.layout import natural_key
 from thaw.model import ModelFacts, predict_pixels
 from thaw.progress import track
 from thaw.records import Record
@@ -47,7 +47,9 @@ def predict_images(model: Any, facts: ModelFacts, sources: Sequence[Path]) -> It
         with track("predict", len(images), "images") as advance:
             for start in range(0, len(images), _BATCH_IMAGES):
                 batch = images[start : start + _BATCH_IMAGES]
-                yield from _label_batch(model, facts, [path for path, _ in batch], list(pool.map(read, batch)))
+                yield from _label_batch(
+                    model, facts, [path for path, _ in batch], list(pool.map(read, batch))
+                )
                 advance(len(batch))
 
 
@@ -57,7 +59,9 @@ def write_csv(file: Path, classes: Sequence[str], rows: Iterable[LabelledImage])
         writer = csv.writer(opened)
         writer.writerow(["path", "label", *(f"p_{name}" for name in classes), "error"])
         for row in rows:
-            figures = [f"{value:.6f}" for value in row.probabilities] if row.probabilities else [""] * len(classes)
+            figures = (
+                [f"{value:.6f}" for value in row.probabilities] if row.probabilities else [""] * len(classes)
+            )
             writer.writerow([row.path, row.label or "", *figures, row.error or ""])
 
 

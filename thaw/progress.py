@@ -1,9 +1,9 @@
 """Progress of long stages: a bar on standard error, and whoever else listens."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-import sys
 
 from tqdm import tqdm
 

@@ -16,7 +16,7 @@ SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
 
 def digest_of(*parts: Any) -> str:
-    """The content address of JSON-ready parts: 16 hexadecimal digits of the SHA-256 of their canonical JSON."""
+    """The content address of JSON-ready parts: the first 16 digits of the SHA-256 of their canonical JSON."""
     text = json.dumps([_METHOD, *parts], sort_keys=True, separators=(",", ":"), default=_jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -211,7 +211,9 @@ class History(Record):
         """The 1-based epoch of the lowest finite validation loss; 0 is the start."""
         losses = {0: self.start.val_loss} if self.start else {}
         losses |= {number: epoch.val_loss for number, epoch in enumerate(self.epochs, 1)}
-        finite = {number: loss for number, loss in losses.items() if loss == loss and abs(loss) != float("inf")}
+        finite = {
+            number: loss for number, loss in losses.items() if loss == loss and abs(loss) != float("inf")
+        }
         return min(finite, key=finite.get, default=0)
 
     @property

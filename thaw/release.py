@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from thaw.augment import draw_view
 from thaw.archive import open_dump
+from thaw.augment import draw_view
 from thaw.errors import ParityFailed
 from thaw.images import decode_image, resize_image
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
@@ -118,5 +118,7 @@ def _draw_pictures(run: RunSummary) -> dict[str, bytes]:
         pictures["confusion"] = plot_confusion(run.tested.metrics, run.split.classes)
     row = run.split.train[0]
     pixels = _read_pixels(run, row)
-    views = [draw_view(pixels, row.sha256, view, run.config.augmentation) for view in range(_PREVIEWED_VIEWS + 1)]
+    views = [
+        draw_view(pixels, row.sha256, view, run.config.augmentation) for view in range(_PREVIEWED_VIEWS + 1)
+    ]
     return pictures | {"views": plot_views(np.stack(views))}

@@ -21,8 +21,7 @@ def write_report(folder: Path, summary: RunSummary) -> Path:
     """Write `report.html` into the folder: self-contained, without scripts, fit for phone and paper."""
     target = folder / "report.html"
     partial = folder / f"report.{uuid4().hex}.partial"
-    # A dump's names may hold bytes that are no UTF-8; Python carries them as lone surrogates.
-    partial.write_bytes(render_html(summary).encode("utf-8", "backslashreplace"))
+    partial.write_text(render_html(summary), encoding="utf-8")
     return partial.replace(target)
 
 
@@ -33,7 +32,7 @@ def render_html(summary: RunSummary) -> str:
     pages = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return pages.get_template("report.html.j2").render(
+    page = pages.get_template("report.html.j2").render(
         title=summary.title,
         outcome=say_outcome(summary),
         tone="good" if summary.verdict.state == "plateaued" else "caution",
@@ -42,6 +41,7 @@ def render_html(summary: RunSummary) -> str:
         sections=list_sections(summary),
         pictures={name: _data_uri(picture) for name, picture in summary.pictures.items()},
     )
+    return _writable(page)
 
 
 def render_markdown(summary: RunSummary) -> str:
@@ -58,7 +58,7 @@ def render_markdown(summary: RunSummary) -> str:
         text = text.replace(
             _place(name), inlined if fits else f"(The picture is in the report: {_plain(name)}.)"
         )
-    return text + "\n"
+    return _writable(text + "\n")
 
 
 def _section_blocks(section: Section) -> list[str]:
@@ -81,6 +81,11 @@ def _place(name: str) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", escape(" ".join(text.split()), quote=False))
+
+
+def _writable(text: str) -> str:
+    """Text without the lone surrogates that Python carries undecodable bytes of names in."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _data_uri(picture: bytes) -> str:

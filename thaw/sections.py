@@ -266,12 +266,8 @@ def _provenance(run: RunSummary) -> Section:
         rows.append(("fine-tuned", f"{run.fine_tuned.address}, on features {run.fine_tuned.space}"))
     rows.append(("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())))
     rows.append(("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())))
-    return Section(
-        name="provenance",
-        title="Provenance",
-        tables=[_facts(rows)],
-        code=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-    )
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return Section(name="provenance", title="Provenance", tables=[_facts(rows)], code=settings)
 
 
 def _say_difference(head: Evaluation, fine_tuned: Evaluation) -> str:

@@ -54,11 +54,12 @@ class SpaceFolder:
         Raises:
             FeatureOverflow: a value doesn't fit the space's storage dtype.
         """
-        rows = features.astype(self.space.storage)
+        with np.errstate(over="ignore"):
+            rows = features.astype(self.space.storage)
         if not np.isfinite(rows).all():
             raise FeatureOverflow(
-                f"features at {self.space.cut} reach {np.abs(features).max():.4g}, more than {self.space.storage} "
-                "holds. Set backbone.storage to float32."
+                f"features at {self.space.cut} exceed what {self.space.storage} holds. "
+                "Set backbone.storage to float32."
             )
         packed = np.frombuffer(b"".join(_pack(key) for key in keys), dtype=_KEY_DTYPE)
         name = hashlib.sha256(packed.tobytes()).hexdigest()[:16]

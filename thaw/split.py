@@ -1,4 +1,4 @@
-"""Assign each image of a manifest to train, validation or test. Pure."""
+"""Assign each image of a manifest to train, validation or test."""
 
 import hashlib
 import math
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from thaw.config import SplitConfig
 from thaw.errors import BadConfig, ShortClass
 from thaw.layout import natural_key
-from thaw.records import SIDES, ImageRow, Manifest, Side, Split
+from thaw.records import SIDES, ImageRow, Made, Manifest, Side, Split
+from thaw.store import Store
 
 # What is carved out of the dump's own train folder for a side it lacks, where the setting is a count.
 CARVED_FRACTION = 0.2
@@ -23,11 +24,11 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
     hash: an image's side depends on its bytes and the seed alone, so that it keeps its side when the dump
         grows. Fractions only. Test is drawn first, so that a changed train fraction moves no test image.
     directory: the sides of the dump's own folders. A side that the dump lacks is carved out of train by
-        hash: its fraction of train, or 0.2 of it where the setting is a count, or nothing where it is 0.
+        hash: its fraction of train, or 0.2 of it where the setting is a count.
 
     Returns:
-        A split whose rows come class by class, in natural order of their paths. Its seed is 0 where the
-        strategy draws nothing, so that the same rows have the same digest.
+        A split whose rows come class by class, in natural order of their paths. Its seed is 0 with
+        strategy index, which draws nothing, so that the same rows have the same digest.
     Raises:
         ShortClass: a class has too few images for a side that the configuration asks for.
         BadConfig: strategy directory, but the dump has no ready splits.
@@ -60,6 +61,20 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
     )
 
 
+def publish_split(manifest: Manifest, config: SplitConfig, store: Store) -> Made[Split]:
+    """Split a manifest, and publish the split in the store under its digest.
+
+    Raises:
+        ShortClass, BadConfig: as `split_manifest` does.
+    """
+    split = split_manifest(manifest, config)
+    reused = store.read("splits", split.digest, Split) is not None
+    if not reused:
+        store.publish("splits", split.digest, split)
+    note = ", ".join(f"{side} {len(split.rows(side))}" for side in SIDES)
+    return Made(value=split, reused=reused, note=f"{note}, split {split.digest}")
+
+
 def _split_by_index(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float]) -> Sides:
     counts = (
         _count(len(rows), shares) if _are_fractions(shares) else {side: int(shares[side]) for side in SIDES}
@@ -75,7 +90,7 @@ def _split_by_index(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, 
     for side in SIDES:
         parts[side] = list(rows[start : start + counts[side]])
         start += counts[side]
-    return _check_no_side_is_empty(label, rows, parts, shares, "index")
+    return _check_no_side_is_empty(label, rows, parts, "index")
 
 
 def _split_by_hash(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int) -> Sides:
@@ -84,22 +99,19 @@ def _split_by_hash(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, f
         side = _draw_side(row, shares, seed)
         if side:
             parts[side].append(row)
-    return _check_no_side_is_empty(label, rows, parts, shares, "hash")
+    return _check_no_side_is_empty(label, rows, parts, "hash")
 
 
 def _split_by_directory(
     label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int, ready: set[Side]
 ) -> Sides:
     parts: Sides = {side: [row for row in rows if row.side == side] for side in SIDES}
-    wanted: dict[Side, float] = {side: 1 for side in ready}
-    for side in SIDES:
-        if side in ready or not shares[side]:
-            continue
-        wanted[side] = fraction = shares[side] if shares[side] < 1 else CARVED_FRACTION
+    for side in set(SIDES) - ready:
+        fraction = shares[side] if shares[side] < 1 else CARVED_FRACTION
         train = parts["train"]
         parts[side] = [row for row in train if _position(row, seed) < fraction]
         parts["train"] = [row for row in train if _position(row, seed) >= fraction]
-    return _check_no_side_is_empty(label, rows, parts, wanted, "directory")
+    return _check_no_side_is_empty(label, rows, parts, "directory")
 
 
 def _draw_side(row: ImageRow, shares: Mapping[Side, float], seed: int) -> Side | None:
@@ -121,13 +133,12 @@ def _count(images: int, shares: Mapping[Side, float]) -> dict[Side, int]:
     # 0.29 * 100 is 28.999…96 in floating point.
     counts = {side: math.floor(images * shares[side] + 1e-9) for side in SIDES}
     if _use_everything(shares):
-        last = [side for side in SIDES if shares[side]][-1]
-        counts[last] += images - sum(counts.values())
+        counts["test"] += images - sum(counts.values())
     return counts
 
 
 def _are_fractions(shares: Mapping[Side, float]) -> bool:
-    return any(0 < share < 1 for share in shares.values())
+    return all(share < 1 for share in shares.values())
 
 
 def _use_everything(shares: Mapping[Side, float]) -> bool:
@@ -138,19 +149,17 @@ def _sides_of(manifest: Manifest) -> set[Side]:
     return {row.side for row in manifest.images if row.side}
 
 
-def _check_no_side_is_empty(
-    label: str, rows: Sequence[ImageRow], parts: Sides, wanted: Mapping[Side, float], strategy: str
-) -> Sides:
+def _check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, strategy: str) -> Sides:
     for side in SIDES:
-        if wanted.get(side) and not parts[side]:
+        if not parts[side]:
             remedy = {
                 "index": "Add images, or change the fractions.",
                 "hash": "Add images, choose another seed, or use strategy 'index'.",
-                "directory": f"Add images of it to the dump's {side} folder, or use strategy 'index' or 'hash'.",
+                "directory": f"Add images to the dump's {side} folder, or use strategy 'index' or 'hash'.",
             }[strategy]
             counts = ", ".join(f"{name} {len(parts[name])}" for name in SIDES)
             raise ShortClass(
-                f"class '{label}' has {len(rows)} usable images, and the {strategy} split leaves none of them for "
-                f"{side} ({counts}); it needs 1 at least. {remedy}"
+                f"class '{label}' has {len(rows)} usable images, and the {strategy} split leaves none "
+                f"for {side} ({counts}); each side needs 1 at least. {remedy}"
             )
     return parts

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,10 +120,8 @@ class Store:
         logger.warning("%s is damaged (%s); moved to %s, to be made again", path, reason, target)
         with self._writing():
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
+            with suppress(FileNotFoundError):  # another process set it aside first
                 path.rename(target)
-            except FileNotFoundError:
-                pass  # another process set it aside first
 
     @contextmanager
     def _partial(self) -> Iterator[Path]:
@@ -144,8 +142,9 @@ class Store:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DiskFull(
-                    f"no room left for the store at {self.root} ({self.free_bytes() / 1e6:.0f} MB free). What is published "
-                    "stays valid: make room, or move the store and pass --store, then run the same command again."
+                    f"no room left for the store at {self.root} ({self.free_bytes() / 1e6:.0f} MB free). "
+                    "What is published stays valid: make room, or move the store and pass --store, "
+                    "then run the same command again."
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
                 raise StoreNotWritable(

@@ -26,7 +26,7 @@ class RunSummary:
     verdict: Verdict
     backbone: Backbone
     precision: str
-    stages: tuple[StageTime, ...]
+    stages: tuple[StageTime, ...] = ()
     fine_tuned: Checkpoint | None = None
     head_evaluation: Evaluation | None = None
     evaluation: Evaluation | None = None

@@ -57,7 +57,10 @@ def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> N
         "adam": lambda: keras.optimizers.Adam(rate),
     }[optimizer.name]()
     if classes == 2:
-        loss, metrics = keras.losses.BinaryCrossentropy(), (keras.metrics.BinaryCrossentropy, keras.metrics.BinaryAccuracy)
+        loss, metrics = (
+            keras.losses.BinaryCrossentropy(),
+            (keras.metrics.BinaryCrossentropy, keras.metrics.BinaryAccuracy),
+        )
     else:
         loss = keras.losses.SparseCategoricalCrossentropy()
         metrics = (keras.metrics.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy)
@@ -156,7 +159,7 @@ def _run_epoch(
     for start in range(0, len(order), schedule.batch_size):
         batch = np.sort(order[start : start + schedule.batch_size])
         features = train.read(batch, version=number % train.versions)
-        figures = network.train_on_batch(features, train.labels[batch], return_dict=True)
+        figures = network.train_on_batch(features, train.labels[batch, None], return_dict=True)
         advance(len(batch), f"loss {float(figures['cross_entropy']):.4f}")
     val_loss, val_accuracy = _validate(network, validation, schedule.batch_size)
     return Epoch(
@@ -173,7 +176,7 @@ def _validate(network: Any, rows: Rows, batch_size: int) -> tuple[float, float]:
     figures = {}
     for start in range(0, len(rows), batch_size):
         place = slice(start, start + batch_size)
-        figures = network.test_on_batch(rows.read(place), rows.labels[place], return_dict=True)
+        figures = network.test_on_batch(rows.read(place), rows.labels[place, None], return_dict=True)
     return float(figures["cross_entropy"]), float(figures["accuracy"])
 
 

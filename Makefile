@@ -1,0 +1,29 @@
+# Everything runs in .venv, which is made on first use and again when what it is made from changes.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.PHONY: demo test fast lint clean
+
+demo: $(READY)
+	$(VENV)/bin/thaw demo
+
+# The fast tests, and those on real images where THAW_SHARED, or a folder `shared` beside the project, has them.
+test: $(READY)
+	$(VENV)/bin/python -m pytest
+
+fast: $(READY)
+	$(VENV)/bin/python -m pytest -m "not real and not slow"
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Thaw needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo store

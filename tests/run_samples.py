@@ -1,0 +1,165 @@
+"""Made-up records of a run, for the tests of pictures and reports."""
+
+import io
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from thaw.config import build_config
+from thaw.plots import plot_confusion, plot_curves, plot_views
+from thaw.records import (
+    Backbone,
+    Checkpoint,
+    Epoch,
+    Evaluation,
+    History,
+    ImageRow,
+    Manifest,
+    Metrics,
+    Prediction,
+    Split,
+    StageTime,
+    Verdict,
+)
+from thaw.report import RunSummary
+
+CLASSES = ("cat", "dog")
+PLATEAUED = Verdict(
+    state="plateaued",
+    statistic=0.0011,
+    threshold=0.002,
+    epoch=12,
+    reason="in the last 5 epochs val loss improved by 0.0011 nats, no more than 0.0020",
+)
+IMPROVING = Verdict(
+    state="improving",
+    statistic=0.0164,
+    threshold=0.002,
+    epoch=12,
+    reason="in the last 5 epochs val loss improved by 0.0164 nats, more than 0.0020, when the budget ran out",
+)
+
+
+def make_history(epochs=12, floor=0.08, start=None):
+    return History(
+        validation_counts=(500, 500),
+        start=start,
+        epochs=tuple(
+            Epoch(
+                loss=floor + 0.3 * 0.7**number,
+                accuracy=0.99 - 0.1 * 0.7**number,
+                val_loss=floor + 0.02 + 0.3 * 0.72**number + 0.004 * (number % 3),
+                val_accuracy=0.97 - 0.09 * 0.7**number - 0.003 * (number % 3),
+                learning_rate=1e-3,
+            )
+            for number in range(epochs)
+        ),
+    )
+
+
+def make_rows(side, labels):
+    return tuple(
+        ImageRow(path=f"{side}/{label}.{n}.jpg", label=label, sha256=f"{n:064x}", width=200, height=200)
+        for n, label in enumerate(labels)
+    )
+
+
+def make_evaluation(stage, wrong, split="5b11d16e5b11d16e", classes=CLASSES, images=1000):
+    """The first `wrong` images of the first class are called the second."""
+    per_class = images // len(classes)
+    predictions, confusion = [], np.zeros((len(classes), len(classes)), int)
+    for number in range(images):
+        label = number // per_class
+        called = 1 if number < wrong else label
+        confusion[label, called] += 1
+        sure = 0.999 - number * 1e-5
+        spread = [(1 - sure) / (len(classes) - 1)] * len(classes)
+        spread[called] = sure
+        predictions.append(
+            Prediction(path=f"test/{number}.jpg", label=classes[label], probabilities=tuple(spread))
+        )
+    accuracy = 1 - wrong / images
+    return Evaluation(
+        checkpoint="c0ffee",
+        stage=stage,
+        split=split,
+        classes=classes,
+        predictions=tuple(predictions),
+        metrics=Metrics(
+            images=images,
+            accuracy=accuracy,
+            accuracy_interval=(accuracy - 0.011, accuracy + 0.007),
+            log_loss=0.0712,
+            auc=0.9971,
+            confusion=tuple(tuple(row) for row in confusion.tolist()),
+        ),
+    )
+
+
+def make_checkpoint(stage, history):
+    cut = "block5_pool" if stage == "head" else "block4_pool"
+    return Checkpoint(
+        address=f"{stage}-a1b2", stage=stage, cut=cut, split="5b11d16e5b11d16e", space="f00d", history=history
+    )
+
+
+def make_run(classes=CLASSES, quarantined=(), **changes):
+    """A run that fine-tuned behind a converged head, with three real pictures."""
+    sides = {side: make_rows(side, classes * n) for side, n in (("train", 9), ("validation", 4), ("test", 4))}
+    images = (*sides["train"], *sides["validation"], *sides["test"], *make_rows("spare", classes))
+    head, fine_tune = make_history(), make_history(8, floor=0.05)
+    settings = {
+        "title": "book2-finetune on dogs-vs-cats-200px.zip",
+        "config": build_config({"dump": {"path": "dogs-vs-cats-200px.zip"}, "recipe": "book2-finetune"}),
+        "manifest": Manifest(layout="flat", classes=classes, images=images, quarantined=quarantined),
+        "split": Split(manifest="3a41fe57", strategy="index", seed=0, classes=classes, **sides),
+        "head": make_checkpoint("head", head),
+        "verdict": PLATEAUED,
+        "fine_tuned": make_checkpoint("fine_tuned", fine_tune),
+        "head_evaluation": make_evaluation("head", wrong=31, classes=classes),
+        "evaluation": make_evaluation("fine_tuned", wrong=22, classes=classes),
+        "backbone": Backbone(
+            name="vgg16", weights="imagenet", weights_sha256="ab" * 32, preprocessing="caffe", layers=()
+        ),
+        "precision": "bfloat16",
+        "stages": (
+            StageTime(stage="scan dump", seconds=3.21, cached=True),
+            StageTime(stage="cache features", seconds=131.0, cached=False),
+            StageTime(stage="train head", seconds=14.8, cached=False),
+            StageTime(stage="fine-tune", seconds=733.0, cached=False),
+        ),
+        "pictures": make_pictures(classes),
+        "versions": {"thaw": "0.1.0", "keras": "3.15.1"},
+    }
+    return RunSummary(**{**settings, **changes})
+
+
+@cache
+def make_pictures(classes):
+    metrics = make_evaluation("fine_tuned", wrong=22, classes=classes).metrics
+    return {
+        "curves": plot_curves(make_history(), make_history(8, floor=0.05), PLATEAUED, patience_epochs=5),
+        "confusion": plot_confusion(metrics, classes),
+        "views": plot_views(make_photographs(4)),
+    }
+
+
+def make_photographs(number, size=180):
+    """Smooth colours with grain, as hard to compress as a photograph."""
+    across = np.linspace(0, 255, size)
+    plain = np.stack(np.broadcast_arrays(across[:, None], across[None, :], 128.0), axis=-1)
+    grain = np.random.default_rng(0).normal(0, 25, (number, size, size, 3))
+    return (plain + grain).clip(0, 255).astype(np.uint8)
+
+
+def close_gate(**changes):
+    closed = {"verdict": IMPROVING, "fine_tuned": None, "evaluation": None, **changes}
+    return make_run(**closed)
+
+
+def open_picture(png):
+    with Image.open(io.BytesIO(png)) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        return picture.size

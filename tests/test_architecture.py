@@ -1,0 +1,89 @@
+"""The shape of the code itself: imports point one way, and TensorFlow is paid for only where it is needed."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+LAYERS = ["thaw", "tasks", "flows"]
+
+
+def imported_packages(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "thaw").rglob("*.py")), ids=lambda file: file.name)
+def test_the_method_knows_nothing_of_prefect(file: Path):
+    assert imported_packages(file).isdisjoint({"prefect", "tasks", "flows", "deployments"})
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "tasks").rglob("*.py")), ids=lambda file: file.name)
+def test_tasks_know_nothing_of_flows(file: Path):
+    assert imported_packages(file).isdisjoint({"flows", "deployments"})
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT / "flows").rglob("*.py")), ids=lambda file: file.name)
+def test_no_flow_file_hides_a_package(file: Path):
+    # Prefect puts a flow's folder first on sys.path.
+    assert file.stem not in {
+        "tasks",
+        "thaw",
+        "flows",
+        "keras",
+        "tensorflow",
+        "prefect",
+        "numpy",
+        "PIL",
+        "yaml",
+    }
+
+
+def test_tensorflow_speaks_through_one_module_only():
+    speakers = [
+        file.name for file in (PROJECT / "thaw").rglob("*.py") if "tensorflow" in imported_packages(file)
+    ]
+    assert speakers == ["device.py"]
+
+
+def run_python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    ).stdout
+
+
+def test_importing_everything_imports_no_tensorflow():
+    code = """
+import importlib, pkgutil, sys
+import flows, tasks, thaw
+for package in (thaw, tasks, flows):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+import flows.__main__
+print([name for name in ("tensorflow", "keras", "matplotlib", "sklearn") if name in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_help_comes_without_prefect_and_at_once():
+    code = """
+import sys
+from typer.testing import CliRunner
+from flows.__main__ import app
+assert "train" in CliRunner().invoke(app, ["--help"]).output
+print([name for name in ("tensorflow", "keras", "prefect") if name in sys.modules])
+"""
+    started = time.monotonic()
+    assert run_python(code).strip() == "[]"
+    # 0.4 s on an idle machine; the limit leaves room for a busy one.
+    assert time.monotonic() - started < 10
