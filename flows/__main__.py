@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from click import ClickException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -229,13 +228,8 @@ def recipes(store: StoreOption = None, as_json: JsonOption = False) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        app(standalone_mode=False)
-    except ClickException as error:
-        error.show()
-        sys.exit(EXIT_MISTAKE)
-    except typer.Exit as ending:
-        sys.exit(ending.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
+        app()
+    except KeyboardInterrupt:
         notes.print("interrupted; what was finished is kept, the same command goes on from there")
         sys.exit(EXIT_FAULT)
     except ThawError as error:

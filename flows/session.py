@@ -7,7 +7,7 @@ import urllib.request
 from typing import Any
 
 from thaw.config import TrainConfig
-from thaw.errors import NoServer
+from thaw.errors import NoServer, RunFailed, ThawError
 from thaw.records import Outcome
 from thaw.store import Store
 
@@ -33,7 +33,11 @@ def run_flow(config: TrainConfig, store: Store) -> Outcome:
     ended: Any = state.result(raise_on_failure=False)
     if isinstance(ended, Outcome):
         return ended
-    raise ended
+    if isinstance(ended, ThawError):
+        raise ended
+    raise RunFailed(
+        f"the run was ended by an unforeseen {type(ended).__name__}: {ended}. Its trace is above."
+    )
 
 
 def _set_defaults() -> None:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from thaw import dump as dumps
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,14 @@ def salt_dump(target: Path, good: Mapping[str, bytes] | None = None) -> SaltedDu
         ignored=set(junk),
         sound={path for path in files if path not in quarantined and path not in junk},
     )
+
+
+def record_decodes(patch: pytest.MonkeyPatch) -> list[bytes]:
+    """A list to which the bytes of every image that a scan decodes are added from now on."""
+    decoded: list[bytes] = []
+    decode = dumps.decode_image
+    patch.setattr(dumps, "decode_image", lambda data: (decoded.append(data), decode(data))[1])
+    return decoded
 
 
 def write_folder(target: Path, files: Mapping[str, bytes]) -> Path:

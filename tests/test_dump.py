@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.salted import bad_images, flat_images, jpeg, salt_dump, write_folder, write_zip
+from tests.salted import bad_images, flat_images, jpeg, record_decodes, salt_dump, write_folder, write_zip
 from thaw import dump as dumps
 from thaw.config import DumpConfig
 from thaw.dump import scan_dump
@@ -18,16 +18,7 @@ HTML = b"<!DOCTYPE html><html></html>"
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[bytes]:
-    """The bytes of every image that is decoded from now on."""
-    seen: list[bytes] = []
-    decode = dumps.decode_image
-
-    def count(data: bytes):
-        seen.append(data)
-        return decode(data)
-
-    monkeypatch.setattr(dumps, "decode_image", count)
-    return seen
+    return record_decodes(monkeypatch)
 
 
 def scan(path: Path, store: Store, **settings) -> Manifest:

@@ -6,14 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_dump import decoded, scan  # noqa: F401
+from tests.salted import record_decodes
 from thaw.config import DumpConfig, SplitConfig
 from thaw.dump import scan_dump
 from thaw.errors import BadDump
-from thaw.records import SIDES
+from thaw.records import SIDES, Manifest
 from thaw.split import split_manifest
+from thaw.store import Store
 
 pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[bytes]:
+    return record_decodes(monkeypatch)
+
+
+def scan(path: Path, store: Store) -> Manifest:
+    return scan_dump(DumpConfig(path=path), store).value
 
 
 def real(shared: Path, name: str) -> Path:

@@ -138,12 +138,15 @@ def test_the_first_picture_of_a_camera_s_multi_picture_jpeg_is_taken():
     assert differ(pixels(animation("MPO", 3)), np.zeros((16, 16, 3))) <= 2
 
 
-def test_no_warning_reaches_the_caller():
+@pytest.mark.parametrize("action", ["always", "error"])
+def test_no_warning_reaches_the_caller_whatever_filters_are_set(action):
+    decode_image(encode(COLOUR))
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for data, _ in bad_images().values():
-            with pytest.raises(BadImage):
+        warnings.simplefilter(action)
+        for data, reason in bad_images().values():
+            with pytest.raises(BadImage) as refused:
                 decode_image(data)
+            assert reason in str(refused.value)
     assert caught == []
 
 

@@ -50,8 +50,8 @@ def _find_imagenet_vgg16() -> Path:
         keras.applications.VGG16(weights="imagenet", include_top=False)
     except Exception as error:
         raise BadWeights(
-            f"the ImageNet weights of vgg16 could not be downloaded ({_last_line(error)}). Connect and run again, "
-            f"or copy {name} from another machine into {folder}, or give its path: --weights PATH."
+            f"the ImageNet weights of vgg16 could not be downloaded ({_last_line(error)}). Connect and run "
+            f"again, or copy {name} from another machine into {folder}, or give its path: --weights PATH."
         ) from None
     finally:
         socket.setdefaulttimeout(before)

@@ -123,7 +123,7 @@ def _silence_pillow() -> None:
 
     `warnings.catch_warnings` would undo what other threads set meanwhile; a standing filter does not.
     """
-    if _SILENCE not in warnings.filters:
+    if warnings.filters[:1] != [_SILENCE]:
         warnings.filterwarnings("ignore", module=_FROM_PILLOW)
 
 

@@ -17,7 +17,7 @@ from thaw.records import ImageRow, Made, Outcome, digest_of
 from thaw.report import RunSummary, render_markdown, write_report
 from thaw.store import Store
 
-_PREVIEWED_VIEWS = 11
+_PREVIEWED_VIEWS = 7
 _PARITY_IMAGES = 32
 # Mean difference of probabilities. Rounding of cached features gives a tenth of it at most; a wrong
 # preprocessing, resize or cut gives ten times it.
@@ -78,8 +78,8 @@ def _release_model(run: RunSummary, path: Path, store: Store) -> float:
     parity = _measure_parity(run, model)
     if parity > _PARITY_LIMIT:
         raise ParityFailed(
-            f"the assembled model's probabilities differ from the tested ones by {parity:.3f} on average, the "
-            f"limit is {_PARITY_LIMIT}. The model was not released; checkpoint {checkpoint.address} is kept."
+            f"the assembled model's probabilities differ from the tested ones by {parity:.3f} on average; "
+            f"the limit is {_PARITY_LIMIT}. The model was not released; checkpoint {checkpoint.address} is kept."
         )
     facts = ModelFacts(
         classes=run.split.classes,
@@ -113,7 +113,15 @@ def _read_pixels(run: RunSummary, row: ImageRow) -> np.ndarray:
 
 def _draw_pictures(run: RunSummary) -> dict[str, bytes]:
     fine_tuned = run.fine_tuned.history if run.fine_tuned else None
-    pictures = {"curves": plot_curves(run.head.history, fine_tuned, run.verdict, run.config.fine_tune.cut)}
+    pictures = {
+        "curves": plot_curves(
+            run.head.history,
+            fine_tuned,
+            run.verdict,
+            run.config.fine_tune.cut,
+            run.config.gate.patience_epochs,
+        )
+    }
     if run.tested:
         pictures["confusion"] = plot_confusion(run.tested.metrics, run.split.classes)
     row = run.split.train[0]

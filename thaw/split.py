@@ -1,6 +1,7 @@
 """Assign each image of a manifest to train, validation or test."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +10,8 @@ from thaw.errors import BadConfig, ShortClass
 from thaw.layout import natural_key
 from thaw.records import SIDES, ImageRow, Made, Manifest, Side, Split
 from thaw.store import Store
+
+logger = logging.getLogger(__name__)
 
 # What is carved out of the dump's own train folder for a side it lacks, where the setting is a count.
 CARVED_FRACTION = 0.2
@@ -40,6 +43,9 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
             f"test/cats/2.jpg), this one's layout is '{manifest.layout}'. Use strategy 'index' or 'hash'."
         )
     sides: Sides = {side: [] for side in SIDES}
+    ready = {row.side for row in manifest.images if row.side}
+    if config.strategy == "directory" and len(ready) < len(SIDES):
+        logger.warning("the dump lacks %s: carved out of train", " and ".join(sorted(set(SIDES) - ready)))
     for label in manifest.classes:
         rows = sorted(
             (row for row in manifest.images if row.label == label), key=lambda row: natural_key(row.path)
@@ -49,7 +55,7 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
         elif config.strategy == "hash":
             parts = _split_by_hash(label, rows, shares, config.seed)
         else:
-            parts = _split_by_directory(label, rows, shares, config.seed, _sides_of(manifest))
+            parts = _split_by_directory(label, rows, shares, config.seed, ready)
         for side in SIDES:
             sides[side] += parts[side]
     return Split(
@@ -143,10 +149,6 @@ def _are_fractions(shares: Mapping[Side, float]) -> bool:
 
 def _use_everything(shares: Mapping[Side, float]) -> bool:
     return math.isclose(sum(shares.values()), 1, abs_tol=1e-9)
-
-
-def _sides_of(manifest: Manifest) -> set[Side]:
-    return {row.side for row in manifest.images if row.side}
 
 
 def _check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, strategy: str) -> Sides:
