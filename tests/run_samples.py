@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from thaw.config import build_config
-from thaw.plots import plot_confusion, plot_curves, plot_views
+from thaw.report.plots import plot_confusion, plot_curves, plot_views
 from thaw.records import (
     Backbone,
     Checkpoint,

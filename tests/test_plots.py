@@ -12,7 +12,7 @@ from tests.run_samples import (
     make_photographs,
     open_picture,
 )
-from thaw.plots import draw_curves, plot_confusion, plot_curves, plot_views, smooth
+from thaw.report.plots import draw_curves, plot_confusion, plot_curves, plot_views, smooth
 from thaw.records import Epoch
 
 

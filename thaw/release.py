@@ -12,7 +12,7 @@ from thaw.augment import draw_view
 from thaw.errors import ParityFailed
 from thaw.images import decode_image, resize_image
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
-from thaw.plots import plot_confusion, plot_curves, plot_views
+from thaw.report.plots import plot_confusion, plot_curves, plot_views
 from thaw.records import ImageRow, Made, Outcome, digest_of
 from thaw.report import RunSummary, render_markdown, write_report
 from thaw.store import Store

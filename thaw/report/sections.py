@@ -10,8 +10,8 @@ import yaml
 
 from thaw.config import Section as ConfigSection
 from thaw.records import SIDES, Checkpoint, Evaluation, Manifest, Prediction
-from thaw.summary import RunSummary, say_backbone, say_stage, say_state
-from thaw.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
+from thaw.report.summary import RunSummary, say_backbone, say_stage, say_state
+from thaw.report.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
 
 _MOST_MISTAKES = 12
 _MOST_QUARANTINED = 200

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from thaw.config import TrainConfig
 from thaw.errors import UnlikeSplits
 from thaw.records import Backbone, Checkpoint, Evaluation, Manifest, Split, StageTime, Verdict
-from thaw.wording import say_duration, say_interval, say_percent
+from thaw.report.wording import say_duration, say_interval, say_percent
 
 
 @dataclass(frozen=True, kw_only=True)

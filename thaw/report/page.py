@@ -1,17 +1,14 @@
-"""The report of a run: one HTML file that opens anywhere, and Markdown for the Prefect UI."""
+"""The report as one HTML file that opens anywhere, and as Markdown for the Prefect UI."""
 
 import re
 from base64 import b64encode
 from html import escape
 from pathlib import Path
-from uuid import uuid4
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from thaw.sections import Bar, Section, Table, list_sections
-from thaw.summary import RunSummary, list_figures, list_notices, say_outcome
-
-__all__ = ["RunSummary", "render_html", "render_markdown", "write_report"]
+from thaw.report.sections import Bar, Section, Table, list_sections
+from thaw.report.summary import RunSummary, list_figures, list_notices, say_outcome
 
 _IN_MARKDOWN = ("split", "gate", "curves", "evaluation")
 _MARKDOWN_CHARACTERS = 300_000
@@ -20,9 +17,8 @@ _MARKDOWN_CHARACTERS = 300_000
 def write_report(folder: Path, summary: RunSummary) -> Path:
     """Write `report.html` into the folder: self-contained, without scripts, fit for phone and paper."""
     target = folder / "report.html"
-    partial = folder / f"report.{uuid4().hex}.partial"
-    partial.write_text(render_html(summary), encoding="utf-8")
-    return partial.replace(target)
+    target.write_text(render_html(summary), encoding="utf-8")
+    return target
 
 
 def render_html(summary: RunSummary) -> str:
@@ -32,7 +28,7 @@ def render_html(summary: RunSummary) -> str:
     pages = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = pages.get_template("report.html.j2").render(
+    page = pages.get_template("page.html.j2").render(
         title=summary.title,
         outcome=say_outcome(summary),
         tone="good" if summary.verdict.state == "plateaued" else "caution",
