@@ -52,10 +52,13 @@ def test_a_dump_scanned_before_is_found_without_decoding_anything(tmp_path, stor
     config = DumpConfig(path=salted.path, max_quarantine_fraction=0.2)
     first = scan_dump(config, store)
     assert not first.reused and decoded
+    (file,) = published(store)
+    written = file.stat().st_mtime_ns, file.stat().st_ino
     decoded.clear()
     second = scan_dump(config, store)
     assert second.reused and decoded == []
     assert second.value == first.value
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == written
     assert "0 decoded" in second.note
 
 
@@ -191,12 +194,12 @@ def test_a_class_without_a_usable_image_is_refused_at_any_limit(tmp_path, store)
 
 
 def test_duplicates_count_once_and_are_not_bad(tmp_path, store):
-    copies = {f"train/cat.{number}.jpg": jpeg(1) for number in range(10, 30)}
+    copies = {f"train/cat.{number}.jpg": jpeg(2) for number in range(10, 30)}
     manifest = scan(
         write_zip(tmp_path / "dump.zip", flat_images(3) | copies), store, max_quarantine_fraction=0
     )
     assert len(manifest.images) == 6
-    assert reasons(manifest) == dict.fromkeys(copies, "the same bytes as train/cat.1.jpg")
+    assert reasons(manifest) == dict.fromkeys(copies, "the same bytes as train/cat.2.jpg")
 
 
 def test_the_same_bytes_under_two_labels_are_all_bad(tmp_path, store):

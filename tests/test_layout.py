@@ -101,6 +101,12 @@ def test_kaggle_s_unlabelled_test_folder_is_set_aside(wrap, test_folder):
     assert reading.unlabelled == dict.fromkeys(numbered(f"{wrap}{test_folder}/#.jpg"), "no label in its name")
 
 
+def test_a_folder_of_unlabelled_extras_beside_flat_names_is_set_aside():
+    reading = read(*numbered("train/cat.#.jpg", "train/dog.#.jpg", "sample/#.jpg"))
+    assert (reading.layout, reading.classes) == ("flat", ("cat", "dog"))
+    assert set(reading.unlabelled) == set(numbered("sample/#.jpg"))
+
+
 def test_an_unlabelled_test_folder_beside_class_folders_is_set_aside():
     reading = read(*numbered("train/cats/#.jpg", "train/dogs/#.jpg", "test/#.jpg"))
     assert (reading.layout, reading.classes) == ("class_folders", ("cats", "dogs"))

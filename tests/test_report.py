@@ -31,9 +31,7 @@ def run():
 
 
 def test_importing_the_report_and_the_plots_loads_neither_matplotlib_nor_keras():
-    code = (
-        "import sys, thaw.report, thaw.report.plots; print({'matplotlib', 'keras', 'tensorflow'} & {*sys.modules})"
-    )
+    code = "import sys, thaw.report, thaw.report.plots; print({'matplotlib', 'keras', 'tensorflow'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

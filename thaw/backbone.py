@@ -6,6 +6,7 @@ Recognition, 2015; layer names as in keras.applications.
 
 import dataclasses
 import hashlib
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ def _build_vgg16(input_shape: tuple[int, int, int]) -> Any:
 def _find_imagenet_vgg16() -> Path:
     name = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     keras = prepare_keras()
-    folder = Path(keras.config.keras_home()) / "models"
+    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
     if (folder / name).is_file():
         return folder / name
     before = socket.getdefaulttimeout()

@@ -9,6 +9,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
+Points = Sequence[Point] | np.ndarray
+Paint = Image.Image | Colour
 DrawFigure = Callable[["Pen", "Coat", Generator], None]
 
 # Drawn this many times larger and reduced, so that edges are smooth.
@@ -47,43 +49,56 @@ class Pen:
     line: Colour
     line_width: float
 
-    def move(self, x: float, y: float, scale: float = 1.0, turn: float = 0.0, mirrored: bool = False) -> "Pen":
+    def move(self, x: float, y: float, scale: float = 1.0, turn: float = 0.0) -> "Pen":
         """A pen in a frame centred at (x, y), scaled, turned clockwise by `turn` radians."""
         axes = self.axes @ _rotate(turn) * scale
-        if mirrored:
-            axes = axes @ np.diag([-1.0, 1.0])
         origin = self.origin + self.axes @ np.array([x, y])
         return replace(self, axes=axes, origin=origin, line_width=self.line_width / scale)
 
-    def polygon(self, points: Sequence[Point] | np.ndarray, paint: Image.Image | Colour, outlined: bool = True) -> None:
+    def sides(self) -> tuple["Pen", "Pen"]:
+        """This pen and its mirror image, for what comes in pairs."""
+        return self, replace(self, axes=self.axes @ np.diag([-1.0, 1.0]))
+
+    def polygon(self, points: Points, paint: Paint, *, outlined: bool = True) -> None:
         """Fill a closed polygon with a colour or, where `paint` is a picture, with what that shows there."""
         placed = np.asarray(points, float) @ self.axes.T + self.origin
-        corners = [tuple(point) for point in placed.tolist()]
+        corners = _as_pairs(placed)
         if isinstance(paint, Image.Image):
             self._fill_with_picture(placed, paint)
         else:
             ImageDraw.Draw(self.picture).polygon(corners, fill=paint)
         width = round(self.line_width * self.scale)
         if outlined and width:
-            ImageDraw.Draw(self.picture).line([*corners, *corners[:2]], fill=self.line, width=width, joint="curve")
+            rim = [*corners, *corners[:2]]
+            ImageDraw.Draw(self.picture).line(rim, fill=self.line, width=width, joint="curve")
 
-    def blob(self, points: Sequence[Point], paint: Image.Image | Colour, outlined: bool = True) -> None:
+    def blob(self, points: Points, paint: Paint, *, outlined: bool = True) -> None:
         """Fill the smooth closed curve through the points."""
-        self.polygon(_bend(np.asarray(points, float), closed=True), paint, outlined)
+        self.polygon(_bend(np.asarray(points, float), closed=True), paint, outlined=outlined)
+
+    def even_blob(self, points: Points, paint: Paint, *, outlined: bool = True) -> None:
+        """Fill the smooth closed curve through the points of its right half and their mirror images."""
+        mirrored = [(-x, y) for x, y in reversed(points) if x]
+        self.blob([*points, *mirrored], paint, outlined=outlined)
 
     def oval(
-        self, x: float, y: float, width: float, height: float, paint: Image.Image | Colour,
-        turn: float = 0.0, outlined: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        paint: Paint,
+        turn: float = 0.0,
+        *,
+        outlined: bool = True,
+    ) -> None:
         """Fill an ellipse of half-axes `width` and `height`."""
         angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
         rim = np.stack([width * np.cos(angles), height * np.sin(angles)], axis=1)
-        self.polygon(rim @ _rotate(turn).T + (x, y), paint, outlined)
+        self.polygon(rim @ _rotate(turn).T + (x, y), paint, outlined=outlined)
 
-    def stroke(
-        self, points: Sequence[Point], start: float, end: float, paint: Image.Image | Colour, outlined: bool = True
-    ) -> None:
-        """Fill a smooth band through the points, with rounded ends; its half-width goes from `start` to `end`."""
+    def stroke(self, points: Points, start: float, end: float, paint: Paint) -> None:
+        """Fill a smooth band through the points with round ends, of half-width `start` to `end`."""
         spine = _bend(np.asarray(points, float), closed=False)
         along = np.gradient(spine, axis=0)
         along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-9
@@ -91,13 +106,13 @@ class Pen:
         cap = np.linspace(-1, 1, 5)[1:-1, None] * np.pi / 2
         tip = spine[-1] + across[-1] * -np.sin(cap) + along[-1] * end * np.cos(cap)
         foot = spine[0] + across[0] * np.sin(cap) - along[0] * start * np.cos(cap)
-        self.polygon(np.concatenate([spine + across, tip, (spine - across)[::-1], foot]), paint, outlined)
+        self.polygon(np.concatenate([spine + across, tip, (spine - across)[::-1], foot]), paint)
 
-    def hair(self, points: Sequence[Point], width: float, colour: Colour) -> None:
+    def hair(self, points: Points, width: float, colour: Colour) -> None:
         """Draw a smooth thin line, at least one pixel of the drawing wide."""
         placed = _bend(np.asarray(points, float), closed=False) @ self.axes.T + self.origin
         width = max(1, round(width * self.scale))
-        ImageDraw.Draw(self.picture).line([tuple(point) for point in placed.tolist()], fill=colour, width=width)
+        ImageDraw.Draw(self.picture).line(_as_pairs(placed), fill=colour, width=width)
 
     @property
     def scale(self) -> float:
@@ -110,7 +125,7 @@ class Pen:
         if right <= left or bottom <= top:
             return
         mask = Image.new("L", (right - left, bottom - top))
-        ImageDraw.Draw(mask).polygon([tuple(point) for point in (placed - (left, top)).tolist()], fill=255)
+        ImageDraw.Draw(mask).polygon(_as_pairs(placed - (left, top)), fill=255)
         self.picture.paste(paint.crop((left, top, right, bottom)), (left, top), mask)
 
 
@@ -122,14 +137,21 @@ def draw_scene(draw_figure: DrawFigure, dice: Generator) -> Image.Image:
     size = (width * _OVERSAMPLING, height * _OVERSAMPLING)
     picture, coat = _paint_background(size, dice), mix_coat(size, dice)
     reach = min(size) * dice.uniform(0.36, 0.5)
-    shape = _rotate(dice.normal(0, 0.22)) @ np.array([[1.0, dice.normal(0, 0.1)], [0.0, dice.uniform(0.88, 1.12)]])
-    if dice.random() < 0.5:
-        shape = shape @ np.diag([-1.0, 1.0])
-    origin = np.array(size) * (0.5 + dice.uniform(-0.12, 0.12, 2))
-    line_width = dice.uniform(0.012, 0.035) if dice.random() < 0.6 else 0.0
-    draw_figure(Pen(picture=picture, axes=shape * reach, origin=origin, line=coat.line, line_width=line_width), coat, dice)
+    slant = np.array([[1.0, dice.normal(0, 0.1)], [0.0, dice.uniform(0.88, 1.12)]])
+    facing = np.diag([dice.choice([-1.0, 1.0]), 1.0])
+    pen = Pen(
+        picture=picture,
+        axes=_rotate(dice.normal(0, 0.22)) @ slant @ facing * reach,
+        origin=np.array(size) * (0.5 + dice.uniform(-0.12, 0.12, 2)),
+        line=coat.line,
+        line_width=dice.uniform(0.012, 0.035) if dice.random() < 0.6 else 0.0,
+    )
+    draw_figure(pen, coat, dice)
     for _ in range(int(dice.integers(0, 3))):
-        _draw_clutter(picture, dice, near_edge=True)
+        # In front of the figure, so at an edge, where it hides no more than a part.
+        centre = dice.random(2)
+        centre[dice.integers(2)] = dice.choice([0.02, 0.98])
+        _draw_clutter(picture, centre, dice)
     return _expose(picture, (width, height), dice)
 
 
@@ -165,7 +187,7 @@ def _paint_background(size: tuple[int, int], dice: Generator) -> Image.Image:
         horizon = int(size[1] * dice.uniform(0.4, 0.85))
         picture.paste(pick_colour(dice), (0, horizon, *size))
     for _ in range(int(dice.integers(0, 7))):
-        _draw_clutter(picture, dice, near_edge=False)
+        _draw_clutter(picture, dice.random(2), dice)
     cells = dice.normal(128, dice.uniform(0, 26), (int(dice.integers(4, 24)),) * 2)
     mottle = Image.fromarray(np.clip(cells, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     return ImageChops.overlay(picture, Image.merge("RGB", (mottle,) * 3))
@@ -176,23 +198,22 @@ def _paint_pattern(picture: Image.Image, colour: Colour, pattern: str, dice: Gen
     side = max(width, height)
     if pattern == "stripes":
         angle, gap = dice.uniform(0, np.pi), side * dice.uniform(0.05, 0.14)
-        across, along = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)]) * side
+        across, along = _rotate(angle).T * [[1], [side]]
         for step in np.arange(-side, side, gap):
             middle = np.array([width / 2, height / 2]) + across * step
-            ends = (tuple((middle - along).tolist()), tuple((middle + along).tolist()))
-            draw.line(ends, fill=colour, width=max(1, int(gap * dice.uniform(0.15, 0.5))))
+            thick = max(1, int(gap * dice.uniform(0.15, 0.5)))
+            draw.line(_as_pairs(np.stack([middle - along, middle + along])), fill=colour, width=thick)
     elif pattern != "plain":
-        count, largest = (int(dice.integers(25, 60)), 0.035) if pattern == "spots" else (int(dice.integers(5, 11)), 0.17)
+        fewest, most, largest = (25, 60, 0.035) if pattern == "spots" else (5, 11, 0.17)
+        count = int(dice.integers(fewest, most))
         for x, y, share in dice.random((count, 3)).tolist():
             x, y, reach = x * width, y * height, side * largest * (0.5 + share / 2)
             draw.ellipse((x - reach, y - reach * 0.8, x + reach, y + reach * 0.8), fill=colour)
 
 
-def _draw_clutter(picture: Image.Image, dice: Generator, near_edge: bool) -> None:
+def _draw_clutter(picture: Image.Image, centre: np.ndarray, dice: Generator) -> None:
+    """One oval, line or polygon; `centre` is in shares of the picture's sides."""
     side, colour = min(picture.size), pick_colour(dice)
-    centre = dice.random(2)
-    if near_edge:
-        centre[dice.integers(2)] = dice.choice([0.02, 0.98])
     centre, reach = centre * picture.size, side * dice.uniform(0.04, 0.2)
     draw, kind = ImageDraw.Draw(picture), dice.integers(4)
     if kind == 0:
@@ -201,12 +222,12 @@ def _draw_clutter(picture: Image.Image, dice: Generator, near_edge: bool) -> Non
         draw.ellipse((x - reach, y - reach * stretch, x + reach, y + reach * stretch), fill=colour)
     elif kind == 1:
         away = dice.normal(0, 2.5 * reach, 2)
-        ends = (tuple((centre - away).tolist()), tuple((centre + away).tolist()))
-        draw.line(ends, fill=colour, width=max(2, int(side * dice.uniform(0.008, 0.04))))
+        thick = max(2, int(side * dice.uniform(0.008, 0.04)))
+        draw.line(_as_pairs(np.stack([centre - away, centre + away])), fill=colour, width=thick)
     else:
         angles = np.sort(dice.uniform(0, 2 * np.pi, 2 + int(kind)))
         rim = centre + reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        draw.polygon([tuple(point) for point in rim.tolist()], fill=colour)
+        draw.polygon(_as_pairs(rim), fill=colour)
 
 
 def _expose(picture: Image.Image, size: tuple[int, int], dice: Generator) -> Image.Image:
@@ -221,6 +242,10 @@ def _expose(picture: Image.Image, size: tuple[int, int], dice: Generator) -> Ima
     grain = dice.normal(0, dice.uniform(0, 10), (height, width, 1))
     pixels = np.asarray(reduced, float) * (light[..., None] * dice.normal(1, 0.05, 3)) + grain
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _as_pairs(points: np.ndarray) -> list[Point]:
+    return [(x, y) for x, y in points.tolist()]
 
 
 def _rotate(turn: float) -> np.ndarray:

@@ -98,9 +98,9 @@ class BackboneConfig(Section):
 class AugmentationConfig(Section):
     """Random views of a training image: one affine transform each, drawn from its own seed."""
 
-    rotation_degrees: float = Field(36, ge=0, le=180, description="Rotation, at most this much either way.")
-    shift_fraction: float = Field(0, ge=0, le=0.9, description="Shift, at most this share of the side.")
-    shear_degrees: float = Field(0, ge=0, le=60, description="Shear, at most this angle either way.")
+    rotation_degrees: float = Field(36.0, ge=0, le=180, description="Rotation, at most this much either way.")
+    shift_fraction: float = Field(0.0, ge=0, le=0.9, description="Shift, at most this share of the side.")
+    shear_degrees: float = Field(0.0, ge=0, le=60, description="Shear, at most this angle either way.")
     zoom_fraction: float = Field(0.2, ge=0, le=0.9, description="Zoom in or out, at most this share.")
     horizontal_flip: bool = Field(True, description="Mirror every other view.")
     seed: int = Field(0, ge=0, description="Another seed draws other views.")
@@ -111,7 +111,7 @@ class OptimizerConfig(Section):
 
     name: Literal["rmsprop", "sgd", "adam"] = Field("rmsprop", description="Keras optimizer.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Step size.")
-    momentum: float = Field(0, ge=0, lt=1, description="Of sgd and rmsprop.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
 
 
 class HeadConfig(Section):
@@ -120,7 +120,7 @@ class HeadConfig(Section):
     dense_units: int = Field(256, ge=1, le=8192, description="Units of the dense layer.")
     activation: Literal["relu", "linear"] = Field("relu", description="Of the dense layer.")
     dropout: float = Field(0.5, ge=0, lt=1, description="Share of dense units dropped while training.")
-    l2: float = Field(0, ge=0, le=1, description="Weight of the squared penalty on dense kernels.")
+    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on dense kernels.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
     epochs: int = Field(50, ge=1, le=10_000, description="Budget; the gate may grant more of the same size.")

@@ -6,6 +6,7 @@ one equals the same cut computed from pixels.
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections import deque
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from thaw.archive import open_dump
+from thaw.archive import Dump, open_dump
 from thaw.augment import draw_view
 from thaw.backbone import build_backbone, check_cut, cut_model, cut_points, preprocess
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
@@ -165,7 +166,7 @@ def _fill(
             with open_dump(dump.path) as opened:
 
                 def draw(key: Key) -> np.ndarray:
-                    pixels = _decode(opened.read(rows[key].path), rows[key], settings)
+                    pixels = read_pixels(opened, rows[key], settings)
                     return draw_view(pixels, key[0], key[1], augmentation) if augmentation else pixels
 
                 batches = (np.stack(list(batch)) for batch in _chunks(_map_ahead(draw, missing), _BATCH_ROWS))
@@ -217,15 +218,6 @@ def _build_extractor(
     return keras.Model(entry, keras.ops.cast(tensor, "float32"))
 
 
-def _decode(data: bytes, row: ImageRow, settings: BackboneConfig) -> np.ndarray:
-    try:
-        return resize_image(decode_image(data), settings.image_size_pixels, settings.resize_filter)
-    except BadImage as error:
-        raise BadDump(
-            f"{row.path} changed since the dump was scanned ({error}). Run the same command again."
-        ) from error
-
-
 def _map_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Results of `function` in order, computed on threads a bounded distance ahead."""
     with ThreadPoolExecutor() as pool:
@@ -250,6 +242,23 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
+
+
+def read_pixels(dump: Dump, row: ImageRow, settings: BackboneConfig) -> np.ndarray:
+    """One image of an open dump as the backbone gets it: uint8 (size, size, 3).
+
+    Raises:
+        BadDump: its bytes are not those that were scanned.
+    """
+    try:
+        data = dump.read(row.path)
+        if hashlib.sha256(data).hexdigest() != row.sha256:
+            raise BadImage("its bytes are others")
+        return resize_image(decode_image(data), settings.image_size_pixels, settings.resize_filter)
+    except BadImage as error:
+        raise BadDump(
+            f"{row.path} changed since the dump was scanned ({error}). Run the same command again."
+        ) from error
 
 
 def export_features(features: Features, folder: Path, store: Store) -> list[Path]:

@@ -10,10 +10,10 @@ import numpy as np
 from thaw.archive import open_dump
 from thaw.augment import draw_view
 from thaw.errors import ParityFailed
-from thaw.images import decode_image, resize_image
+from thaw.features import read_pixels
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
 from thaw.report.plots import plot_confusion, plot_curves, plot_views
-from thaw.records import ImageRow, Made, Outcome, digest_of
+from thaw.records import Made, Outcome, digest_of
 from thaw.report import RunSummary, render_markdown, write_report
 from thaw.store import Store
 
@@ -100,15 +100,10 @@ def _measure_parity(run: RunSummary, model) -> float:
     step = max(1, len(run.split.test) // _PARITY_IMAGES)
     tested = {row.path: row.probabilities for row in run.tested.predictions}
     chosen = run.split.test[::step][:_PARITY_IMAGES]
-    again = predict_pixels(model, np.stack([_read_pixels(run, row) for row in chosen]))
-    return float(np.abs(again - np.array([tested[row.path] for row in chosen])).mean())
-
-
-def _read_pixels(run: RunSummary, row: ImageRow) -> np.ndarray:
-    settings = run.config.backbone
     with open_dump(run.config.dump.path) as dump:
-        image = decode_image(dump.read(row.path))
-    return resize_image(image, settings.image_size_pixels, settings.resize_filter)
+        pixels = np.stack([read_pixels(dump, row, run.config.backbone) for row in chosen])
+    again = predict_pixels(model, pixels)
+    return float(np.abs(again - np.array([tested[row.path] for row in chosen])).mean())
 
 
 def _draw_pictures(run: RunSummary) -> dict[str, bytes]:
@@ -125,7 +120,8 @@ def _draw_pictures(run: RunSummary) -> dict[str, bytes]:
     if run.tested:
         pictures["confusion"] = plot_confusion(run.tested.metrics, run.split.classes)
     row = run.split.train[0]
-    pixels = _read_pixels(run, row)
+    with open_dump(run.config.dump.path) as dump:
+        pixels = read_pixels(dump, row, run.config.backbone)
     views = [
         draw_view(pixels, row.sha256, view, run.config.augmentation) for view in range(_PREVIEWED_VIEWS + 1)
     ]

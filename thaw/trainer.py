@@ -151,20 +151,20 @@ def _is_over(history: History, schedule: Schedule) -> bool:
 def _run_epoch(
     network: Any, train: Rows, validation: Rows, schedule: Schedule, number: int, advance: Callable[..., None]
 ) -> Epoch:
-    generator = np.random.default_rng([schedule.seed, number])
     _seed_dropout(network, [schedule.seed, number])
-    order = generator.permutation(len(train))
-    network.reset_metrics()
-    figures = {}
+    order = np.random.default_rng([schedule.seed, number]).permutation(len(train))
+    totals = np.zeros(2)
     for start in range(0, len(order), schedule.batch_size):
         batch = np.sort(order[start : start + schedule.batch_size])
         features = train.read(batch, version=number % train.versions)
         figures = network.train_on_batch(features, train.labels[batch, None], return_dict=True)
-        advance(len(batch), f"loss {float(figures['cross_entropy']):.4f}")
+        totals += len(batch) * _read_figures(figures)
+        advance(len(batch), f"loss {totals[0] / (start + len(batch)):.4f}")
+    loss, accuracy = (totals / len(train)).tolist()
     val_loss, val_accuracy = _validate(network, validation, schedule.batch_size)
     return Epoch(
-        loss=float(figures["cross_entropy"]),
-        accuracy=float(figures["accuracy"]),
+        loss=loss,
+        accuracy=accuracy,
         val_loss=val_loss,
         val_accuracy=val_accuracy,
         learning_rate=float(network.optimizer.learning_rate),
@@ -172,12 +172,19 @@ def _run_epoch(
 
 
 def _validate(network: Any, rows: Rows, batch_size: int) -> tuple[float, float]:
-    network.reset_metrics()
-    figures = {}
+    totals = np.zeros(2)
     for start in range(0, len(rows), batch_size):
         place = slice(start, start + batch_size)
-        figures = network.test_on_batch(rows.read(place), rows.labels[place, None], return_dict=True)
-    return float(figures["cross_entropy"]), float(figures["accuracy"])
+        labels = rows.labels[place, None]
+        figures = network.test_on_batch(rows.read(place), labels, return_dict=True)
+        totals += len(labels) * _read_figures(figures)
+    loss, accuracy = (totals / len(rows)).tolist()
+    return loss, accuracy
+
+
+def _read_figures(figures: dict[str, Any]) -> np.ndarray:
+    """A batch's own cross-entropy and accuracy: Keras forgets earlier batches at every call."""
+    return np.array([figures["cross_entropy"], figures["accuracy"]], dtype=np.float64)
 
 
 def _seed_dropout(network: Any, seed: list[int]) -> None:

@@ -7,10 +7,9 @@ animals of `thaw.drawings`, so that what tells them apart is shape.
 import numpy as np
 from numpy.random import Generator
 
+from thaw.bodies import BLACK, WHITE
 from thaw.canvas import Coat, DrawFigure, Pen
 from thaw.weights.creatures import CREATURES
-
-_BLACK, _WHITE = (24, 20, 22), (244, 242, 236)
 
 
 def draw_fish(pen: Pen, coat: Coat, dice: Generator) -> None:
@@ -36,11 +35,11 @@ def draw_bird(pen: Pen, coat: Coat, dice: Generator) -> None:
 
 def draw_butterfly(pen: Pen, coat: Coat, dice: Generator) -> None:
     span, tip = dice.uniform(0.75, 1.05), dice.uniform(0.5, 0.95)
-    for side in (-1, 1):
-        pen.blob([(0, -0.05), (side * 0.4, -tip), (side * span, -tip * 0.8), (side * 0.75, -0.05)], coat.base)
-        pen.blob([(0, 0.05), (side * 0.75, 0.1), (side * span * 0.75, 0.75), (side * 0.25, 0.7)], coat.dark)
-        pen.oval(side * 0.55, -0.45, 0.16, 0.16, coat.light)
-        pen.hair([(0, -0.5), (side * 0.1, -0.8), (side * 0.3, -1)], 0.03, coat.line)
+    for half in pen.sides():
+        half.blob([(0, -0.05), (0.4, -tip), (span, -tip * 0.8), (0.75, -0.05)], coat.base)
+        half.blob([(0, 0.05), (0.75, 0.1), (span * 0.75, 0.75), (0.25, 0.7)], coat.dark)
+        half.oval(0.55, -0.45, 0.16, 0.16, coat.light)
+        half.hair([(0, -0.5), (0.1, -0.8), (0.3, -1)], 0.03, coat.line)
     pen.oval(0, 0, 0.09, 0.55, coat.accent)
 
 
@@ -52,7 +51,8 @@ def draw_snail(pen: Pen, coat: Coat, dice: Generator) -> None:
     pen.oval(-0.15, 0.15, size, size, coat.base)
     turns = np.linspace(0, 4.5 * np.pi, 22)
     reach = size * (0.9 - turns / turns[-1] * 0.85)
-    pen.hair([(-0.15 + r * np.cos(a), 0.15 + r * np.sin(a)) for a, r in zip(turns, reach, strict=True)], 0.05, coat.line)
+    spiral = np.stack([reach * np.cos(turns) - 0.15, reach * np.sin(turns) + 0.15], axis=1)
+    pen.hair(spiral, 0.05, coat.line)
 
 
 def draw_turtle(pen: Pen, coat: Coat, dice: Generator) -> None:
@@ -67,25 +67,25 @@ def draw_turtle(pen: Pen, coat: Coat, dice: Generator) -> None:
 
 def draw_owl(pen: Pen, coat: Coat, dice: Generator) -> None:
     tuft, eye = dice.uniform(0.0, 0.3), dice.uniform(0.2, 0.3)
-    pen.blob([(-0.5, -0.8), (0.5, -0.8), (0.65, 0.2), (0.35, 0.95), (-0.35, 0.95), (-0.65, 0.2)], coat.base)
-    for side in (-1, 1):
-        pen.polygon([(side * 0.62, -0.6), (side * 0.55, -0.95 - tuft), (side * 0.15, -0.8)], coat.dark)
-        pen.blob([(side * 0.55, -0.2), (side * 0.8, 0.3), (side * 0.5, 0.8), (side * 0.4, 0.3)], coat.dark)
-        pen.oval(side * 0.27, -0.45, eye, eye, coat.light)
-        pen.oval(side * 0.27, -0.45, eye * 0.5, eye * 0.5, _BLACK)
+    pen.even_blob([(0.5, -0.8), (0.65, 0.2), (0.35, 0.95)], coat.base)
+    for half in pen.sides():
+        half.polygon([(0.62, -0.6), (0.55, -0.95 - tuft), (0.15, -0.8)], coat.dark)
+        half.blob([(0.55, -0.2), (0.8, 0.3), (0.5, 0.8), (0.4, 0.3)], coat.dark)
+        half.oval(0.27, -0.45, eye, eye, coat.light)
+        half.oval(0.27, -0.45, eye * 0.5, eye * 0.5, BLACK)
     pen.polygon([(-0.1, -0.32), (0.1, -0.32), (0, -0.08)], coat.accent)
     pen.oval(0, 0.35, 0.32, 0.4, coat.light, outlined=False)
 
 
 def draw_frog(pen: Pen, coat: Coat, dice: Generator) -> None:
     width, smile = dice.uniform(0.6, 0.8), dice.uniform(0.02, 0.2)
-    for side in (-1, 1):
-        pen.blob([(side * 0.4, 0.3), (side * 1.0, 0.35), (side * 0.75, 0.75), (side * 1.05, 0.9), (side * 0.4, 0.9)], coat.dark)
-        pen.oval(side * 0.42, -0.55, 0.24, 0.24, coat.base)
-    pen.blob([(0, -0.45), (width, -0.15), (0.55, 0.75), (0, 0.9), (-0.55, 0.75), (-width, -0.15)], coat.base)
+    for half in pen.sides():
+        half.blob([(0.4, 0.3), (1.0, 0.35), (0.75, 0.75), (1.05, 0.9), (0.4, 0.9)], coat.dark)
+        half.oval(0.42, -0.55, 0.24, 0.24, coat.base)
+    pen.even_blob([(0, -0.45), (width, -0.15), (0.55, 0.75), (0, 0.9)], coat.base)
     pen.oval(0, 0.5, 0.35, 0.3, coat.light, outlined=False)
-    for side in (-1, 1):
-        _draw_eye(pen, side * 0.42, -0.58, 0.13)
+    for half in pen.sides():
+        _draw_eye(half, 0.42, -0.58, 0.13)
     pen.hair([(-width * 0.7, 0), (0, smile), (width * 0.7, 0)], 0.05, coat.line)
 
 
@@ -95,7 +95,8 @@ def draw_elephant(pen: Pen, coat: Coat, dice: Generator) -> None:
     for x in (-0.5, -0.25, 0.15, 0.35):
         pen.stroke([(x, 0.2), (x, 0.85)], 0.14, 0.13, coat.dark)
     pen.blob([(-0.75, 0.1), (-0.4, -0.5), (0.3, -0.45), (0.45, 0.2), (-0.1, 0.45), (-0.6, 0.4)], coat.base)
-    pen.stroke([(0.6, -0.2), (0.85, 0.2), (0.8 + swing * 0.4, 0.6), (0.85 + swing, 0.5 + 0.2 * swing)], 0.2, 0.06, coat.base)
+    trunk = [(0.6, -0.2), (0.85, 0.2), (0.8 + swing * 0.4, 0.6), (0.85 + swing, 0.5 + 0.2 * swing)]
+    pen.stroke(trunk, 0.2, 0.06, coat.base)
     pen.oval(0.52, -0.35, 0.33, 0.33, coat.base)
     pen.oval(0.3, -0.3, ear * 0.8, ear * 1.2, coat.light)
     _draw_eye(pen, 0.68, -0.42, 0.05)
@@ -126,7 +127,7 @@ def draw_car(pen: Pen, coat: Coat, dice: Generator) -> None:
     pen.polygon([(-0.05, 0), (-0.05, roof), (0.02, roof), (0.02, 0)], coat.dark, outlined=False)
     pen.blob([(-0.98, 0.35), (-0.92, 0.02), (0, -0.03), (0.9, 0.08), (1.0, 0.38), (0, 0.42)], coat.base)
     for x in (-0.52, 0.52):
-        pen.oval(x, 0.42, 0.22, 0.22, _BLACK)
+        pen.oval(x, 0.42, 0.22, 0.22, BLACK)
         pen.oval(x, 0.42, 0.1, 0.1, coat.light)
 
 
@@ -140,8 +141,8 @@ def draw_star(pen: Pen, coat: Coat, dice: Generator) -> None:
 
 
 def _draw_eye(pen: Pen, x: float, y: float, reach: float) -> None:
-    pen.oval(x, y, reach, reach, _WHITE)
-    pen.oval(x, y, reach * 0.5, reach * 0.5, _BLACK, outlined=False)
+    pen.oval(x, y, reach, reach, WHITE)
+    pen.oval(x, y, reach * 0.5, reach * 0.5, BLACK, outlined=False)
 
 
 OBJECTS: dict[str, DrawFigure] = {

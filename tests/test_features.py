@@ -1,0 +1,226 @@
+"""The feature cache: every image once through the prefix, whichever way, and never again."""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import small_config
+from thaw import features as stage
+from thaw.augment import draw_view
+from thaw.backbone import build_backbone, load_backbone, preprocess
+from thaw.config import AugmentationConfig, TrainConfig
+from thaw.dump import scan_dump
+from thaw.errors import BadDump, DiskFull
+from thaw.features import Rows, cache_features, export_features
+from thaw.images import decode_image, resize_image
+from thaw.records import Backbone, Features, Made, Split
+from thaw.split import publish_split
+from thaw.store import Store
+
+
+def prepare(dump: Path, store: Store, **sections: dict) -> tuple[TrainConfig, Split, Backbone]:
+    config = small_config(dump, **sections)
+    split = publish_split(scan_dump(config.dump, store).value, config.split, store).value
+    return config, split, load_backbone(config.backbone, store).value
+
+
+def fill(
+    dump: Path, store: Store, cut: str = "block5_pool", views: int = 0, **sections: dict
+) -> Made[Features]:
+    config, split, backbone = prepare(dump, store, **sections)
+    return cache_features(
+        split, config.dump, backbone, config.backbone, cut, store, views, config.augmentation
+    )
+
+
+def read_all(features: Features, store: Store, version: int = 0) -> np.ndarray:
+    return Rows(features.train, store).read(slice(None), version)
+
+
+@pytest.fixture
+def forbid_decoding(monkeypatch: pytest.MonkeyPatch):
+    def forbid():
+        def decode(_data: bytes):
+            raise AssertionError("an image was decoded")
+
+        monkeypatch.setattr(stage, "decode_image", decode)
+
+    return forbid
+
+
+def test_features_are_those_of_the_plain_backbone_on_the_same_images(drawn_dump: Path, store: Store):
+    made = fill(drawn_dump, store)
+    config, split, backbone = prepare(drawn_dump, store)
+    with zipfile.ZipFile(drawn_dump) as archive:
+        images = [decode_image(archive.read(row.path)) for row in split.train[:8]]
+    pixels = np.stack([resize_image(image, 48, "bilinear") for image in images]).astype(np.float32)
+    expected = np.asarray(build_backbone(backbone, 48)(preprocess(pixels, "unit")))
+    np.testing.assert_allclose(
+        read_all(made.value, store)[:8], expected, rtol=0.01, atol=0.01 * expected.max()
+    )
+
+
+def test_the_second_time_nothing_is_decoded_and_nothing_computed(
+    drawn_dump: Path, store: Store, forbid_decoding
+):
+    first = fill(drawn_dump, store)
+    forbid_decoding()
+    second = fill(drawn_dump, store)
+    assert not first.reused
+    assert second.reused
+    assert second.value == first.value
+
+
+def test_a_deep_cut_from_a_cached_shallow_one_equals_the_one_from_pixels(
+    drawn_dump: Path, tmp_path: Path, forbid_decoding
+):
+    direct, chained = Store(tmp_path / "direct"), Store(tmp_path / "chained")
+    from_pixels = fill(drawn_dump, direct)
+    fill(drawn_dump, chained, cut="block4_pool")
+    forbid_decoding()
+    from_block4 = fill(drawn_dump, chained)
+    np.testing.assert_array_equal(read_all(from_pixels.value, direct), read_all(from_block4.value, chained))
+
+
+def test_a_grown_dump_costs_its_new_images_only(drawn_dump: Path, tmp_path: Path, store: Store, monkeypatch):
+    small = tmp_path / "small.zip"
+    with zipfile.ZipFile(drawn_dump) as source, zipfile.ZipFile(small, "w") as target:
+        for name in source.namelist():
+            if int(name.split(".")[1]) < 50:
+                target.writestr(name, source.read(name))
+    fractions = {"strategy": "hash", "train": 0.6, "validation": 0.2, "test": 0.2}
+    fill(small, store, split=fractions)
+    decoded = []
+    monkeypatch.setattr(stage, "decode_image", lambda data: decoded.append(data) or decode_image(data))
+    fill(drawn_dump, store, split=fractions)
+    assert len(decoded) == 20
+
+
+def test_a_damaged_shard_is_computed_again_and_alone(drawn_dump: Path, store: Store, monkeypatch):
+    monkeypatch.setattr(stage, "_SHARD_ROWS", 32)
+    first = fill(drawn_dump, store)
+    before = read_all(first.value, store)
+    shard = next(store.folder("features", first.value.train.space).glob("*/features.npy"))
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 0xFF
+    shard.write_bytes(content)
+    decoded = []
+    monkeypatch.setattr(stage, "decode_image", lambda data: decoded.append(data) or decode_image(data))
+    again = fill(drawn_dump, store)
+    assert 0 < len(decoded) <= 32
+    np.testing.assert_array_equal(read_all(again.value, store), before)
+    assert list(store.folder("damaged").iterdir())
+
+
+def test_views_are_rows_of_their_own_and_the_image_itself_is_not_computed_again(
+    drawn_dump: Path, store: Store
+):
+    plain = fill(drawn_dump, store).value
+    made = fill(drawn_dump, store, views=2)
+    assert made.value.validation == plain.validation
+    rows = Rows(made.value.train, store)
+    assert rows.versions == 3
+    np.testing.assert_array_equal(rows.read(slice(None), 0), read_all(plain, store))
+    assert not np.array_equal(rows.read(slice(None), 1), rows.read(slice(None), 2))
+
+
+def test_a_view_is_the_same_whatever_else_is_in_the_batch(drawn_dump: Path, tmp_path: Path):
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    all_views = fill(drawn_dump, one, views=2).value
+    fewer = fill(drawn_dump, other, views=2, split={"train": 7}).value
+    rows, few = Rows(all_views.train, one), Rows(fewer.train, other)
+    place = [rows.images.index(row) for row in few.images]
+    np.testing.assert_array_equal(rows.read(np.array(place), 2), few.read(slice(None), 2))
+
+
+def test_another_augmentation_is_another_space(drawn_dump: Path, store: Store):
+    one = fill(drawn_dump, store, views=1).value
+    other = fill(drawn_dump, store, views=1, augmentation={"rotation_degrees": 90}).value
+    assert one.train.views_space != other.train.views_space
+
+
+def test_an_image_that_changed_since_the_scan_stops_the_run_with_a_hint(
+    drawn_dump: Path, tmp_path: Path, store: Store
+):
+    dump = tmp_path / "dump.zip"
+    dump.write_bytes(drawn_dump.read_bytes())
+    config, split, backbone = prepare(dump, store)
+    with zipfile.ZipFile(drawn_dump) as source, zipfile.ZipFile(dump, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read("train/cat.1.jpg" if name == "train/cat.0.jpg" else name))
+    with pytest.raises(BadDump, match=r"cat\.0\.jpg changed since"):
+        cache_features(split, config.dump, backbone, config.backbone, "block5_pool", store)
+
+
+def test_no_room_is_told_before_hours_are_spent(drawn_dump: Path, store: Store, monkeypatch):
+    monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
+    with pytest.raises(DiskFull, match="MB left"):
+        fill(drawn_dump, store)
+
+
+def test_the_notebook_user_gets_arrays_labels_and_names(drawn_dump: Path, store: Store, tmp_path: Path):
+    features = fill(drawn_dump, store).value
+    export_features(features, tmp_path / "out", store)
+    array = np.load(tmp_path / "out" / "bottleneck_features_train.npy", allow_pickle=False)
+    labels = np.load(tmp_path / "out" / "labels_train.npy", allow_pickle=False)
+    facts = json.loads((tmp_path / "out" / "classes.json").read_text())
+    np.testing.assert_array_equal(array.astype(np.float32), read_all(features, store))
+    assert facts["classes"] == ["cat", "dog"]
+    assert ["cat" in path for path in facts["paths"]["train"]] == (labels == 0).tolist()
+
+
+def picture() -> np.ndarray:
+    # Low frequencies, as photographs have: bilinear sampling is exact up to rounding.
+    y, x = np.mgrid[0:64, 0:64] / 64
+    return (127 + 100 * np.stack([np.sin(3 * x), np.cos(2 * y), x * y], axis=-1)).astype(np.uint8)
+
+
+def test_view_0_is_the_image_itself():
+    assert draw_view(picture(), "ab" * 32, 0, AugmentationConfig()) is not None
+    np.testing.assert_array_equal(draw_view(picture(), "ab" * 32, 0, AugmentationConfig()), picture())
+
+
+def test_a_transform_that_does_nothing_leaves_the_image():
+    still = AugmentationConfig(rotation_degrees=0, zoom_fraction=0, horizontal_flip=False)
+    np.testing.assert_array_equal(draw_view(picture(), "ab" * 32, 1, still), picture())
+
+
+def test_a_flip_mirrors_about_half_the_views_and_does_nothing_else():
+    flips = AugmentationConfig(rotation_degrees=0, zoom_fraction=0, horizontal_flip=True)
+    views = [draw_view(picture(), "ab" * 32, view, flips) for view in range(1, 41)]
+    mirrored = [np.array_equal(view, picture()[:, ::-1]) for view in views]
+    assert 10 < sum(mirrored) < 30
+    assert all(flip or np.array_equal(view, picture()) for flip, view in zip(mirrored, views, strict=True))
+
+
+def test_what_lies_outside_is_filled_with_the_nearest_edge():
+    bright = np.full((64, 64, 3), 200, np.uint8)
+    wild = AugmentationConfig(rotation_degrees=180, shift_fraction=0.9, shear_degrees=60, zoom_fraction=0.9)
+    for view in range(1, 30):
+        np.testing.assert_array_equal(draw_view(bright, "cd" * 32, view, wild), bright)
+
+
+def test_a_view_depends_on_image_view_and_seed_alone():
+    settings = AugmentationConfig()
+    view = draw_view(picture(), "ab" * 32, 3, settings)
+    np.testing.assert_array_equal(view, draw_view(picture(), "ab" * 32, 3, settings))
+    others = [("ab" * 32, 4, settings), ("cd" * 32, 3, settings), ("ab" * 32, 3, AugmentationConfig(seed=1))]
+    assert not any(np.array_equal(view, draw_view(picture(), *other)) for other in others)
+
+
+def test_a_rotation_turns_the_picture_by_its_angle():
+    quarter = Image.fromarray(picture()).rotate(90)
+    turned = AugmentationConfig(rotation_degrees=180, zoom_fraction=0, horizontal_flip=False)
+    differences = [
+        np.abs(
+            draw_view(picture(), hashlib.sha256(bytes([number])).hexdigest(), 1, turned).astype(int)
+            - np.asarray(quarter)
+        ).mean()
+        for number in range(256)
+    ]
+    assert min(differences) < 2
