@@ -1,15 +1,20 @@
 """Fixtures that the tests share: the real data, a drawn dump, a store."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from tests.command import PROJECT, Server
 from thaw.config import TrainConfig, build_config
 from thaw.drawings import draw_dump
 from thaw.store import Store
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +53,32 @@ def small_config(dump: Path, **sections: dict) -> TrainConfig:
     for section, changes in sections.items():
         settings[section] = {**settings.get(section, {}), **changes}
     return build_config(settings)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Prefect server on a free port, with a home of its own."""
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Server(url=f"http://127.0.0.1:{port}/api", home=home)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=server.environment, stdout=log, stderr=log, cwd=home)
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(server):
+            assert process.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()
+            time.sleep(0.5)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return httpx.get(f"{server.url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image
 
 from thaw.config import build_config
-from thaw.report.plots import plot_confusion, plot_curves, plot_views
 from thaw.records import (
     Backbone,
     Checkpoint,
@@ -23,6 +22,7 @@ from thaw.records import (
     Verdict,
 )
 from thaw.report import RunSummary
+from thaw.report.plots import plot_confusion, plot_curves, plot_views
 
 CLASSES = ("cat", "dog")
 PLATEAUED = Verdict(
@@ -113,7 +113,7 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
         "title": "book2-finetune on dogs-vs-cats-200px.zip",
         "config": build_config({"dump": {"path": "dogs-vs-cats-200px.zip"}, "recipe": "book2-finetune"}),
         "manifest": Manifest(layout="flat", classes=classes, images=images, quarantined=quarantined),
-        "split": Split(manifest="3a41fe57", strategy="index", seed=0, classes=classes, **sides),
+        "split": Split(strategy="index", seed=0, classes=classes, **sides),
         "head": make_checkpoint("head", head),
         "verdict": PLATEAUED,
         "fine_tuned": make_checkpoint("fine_tuned", fine_tune),

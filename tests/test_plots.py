@@ -12,8 +12,8 @@ from tests.run_samples import (
     make_photographs,
     open_picture,
 )
-from thaw.report.plots import draw_curves, plot_confusion, plot_curves, plot_views, smooth
 from thaw.records import Epoch
+from thaw.report.plots import draw_curves, plot_confusion, plot_curves, plot_views, smooth
 
 
 def test_smoothing_starts_at_the_first_value_and_weighs_the_past_by_the_factor():

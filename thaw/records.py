@@ -99,9 +99,11 @@ class Manifest(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Record):
-    """Which images train, validate and test. A label's index is its place in `classes`."""
+    """Which images train, validate and test. A label's index is its place in `classes`.
 
-    manifest: str
+    Its digest depends on these images alone, not on what else the dump holds.
+    """
+
     strategy: str
     seed: int
     classes: tuple[str, ...]
@@ -308,6 +310,7 @@ class Outcome(Record):
 
     run: str
     recipe: str
+    manifest: str
     split: str
     verdict: Verdict
     head: str

@@ -12,9 +12,9 @@ from thaw.augment import draw_view
 from thaw.errors import ParityFailed
 from thaw.features import read_pixels
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
-from thaw.report.plots import plot_confusion, plot_curves, plot_views
 from thaw.records import Made, Outcome, digest_of
 from thaw.report import RunSummary, render_markdown, write_report
+from thaw.report.plots import plot_confusion, plot_curves, plot_views
 from thaw.store import Store
 
 _PREVIEWED_VIEWS = 7
@@ -41,6 +41,7 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     outcome = Outcome(
         run=address,
         recipe=run.config.recipe,
+        manifest=run.manifest.digest,
         split=checkpoint.split,
         verdict=run.verdict,
         head=run.head.address,

@@ -59,7 +59,6 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
         for side in SIDES:
             sides[side] += parts[side]
     return Split(
-        manifest=manifest.digest,
         strategy=config.strategy,
         seed=0 if config.strategy == "index" else config.seed,
         classes=manifest.classes,

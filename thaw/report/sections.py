@@ -254,7 +254,7 @@ def _provenance(run: RunSummary) -> Section:
     rows = [
         ("dump", str(config.dump.path)),
         ("recipe", config.recipe),
-        ("manifest", run.split.manifest),
+        ("manifest", run.manifest.digest),
         ("split", run.head.split),
         ("backbone", say_backbone(run.backbone)),
         ("weights, SHA-256", run.backbone.weights_sha256),
