@@ -25,8 +25,8 @@ StorePath = Annotated[
 def train(config: TrainConfig, store: StorePath = None) -> State:
     """Dump to tested model; block 5 thaws only behind a converged head.
 
-    Ends as Completed with an `Outcome`, as `GateClosed` (a failure, with the Outcome and its report)
-    where the head did not converge, or as Failed with one plain sentence.
+    Ends as Completed, or as GateClosed where the head did not converge, both with an `Outcome`; or as
+    Failed with one plain sentence.
     """
     try:
         with time_stages() as stages:
@@ -35,7 +35,8 @@ def train(config: TrainConfig, store: StorePath = None) -> State:
         return Failed(message=str(error), data=error)
     outcome = dataclasses.replace(outcome, stages=tuple(stages))
     if outcome.withheld:
-        return Failed(name="GateClosed", message=f"no fine-tune: {outcome.verdict.reason}", data=outcome)
+        # Of type Completed, since Prefect ends every run of type Failed with an exception's trace.
+        return Completed(name="GateClosed", message=f"no model: {outcome.verdict.reason}", data=outcome)
     accuracy = outcome.metrics.accuracy
     return Completed(message=f"test accuracy {accuracy:.4f}, run {outcome.run}", data=outcome)
 

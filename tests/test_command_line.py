@@ -111,7 +111,7 @@ def test_a_closed_gate_is_exit_code_3_a_named_state_and_a_report_without_a_model
     assert "Gate closed" in Path(result["report"]).read_text()
     run = server.newest_run()
     assert run["state"]["name"] == "GateClosed"
-    assert run["state"]["type"] == "FAILED"
+    assert run["state"]["message"].startswith("no model: ")
     states = server.task_states(run["id"])
     assert "fine-tune after block4_pool" not in states
     assert "evaluate head" not in states
