@@ -15,13 +15,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 # The demo's recipe on few small images: a run of seconds that passes every stage.
 SMALL = [
     "--recipe=demo",
-    "--set=split.train=40",
-    "--set=split.validation=10",
-    "--set=split.test=10",
-    "--set=backbone.image_size_pixels=48",
-    "--set=head.epochs=12",
-    "--set=gate.patience_epochs=3",
-    "--set=gate.noise_multiplier=3",
+    "--set=split.train=60",
+    "--set=split.validation=20",
+    "--set=split.test=20",
+    "--set=backbone.image_size_pixels=64",
+    "--set=head.epochs=20",
+    "--set=gate.noise_multiplier=2",
     "--set=fine_tune.epochs=2",
     "--set=fine_tune.views=1",
 ]

@@ -28,9 +28,9 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def drawn_dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A zip of 60 drawn cats and 60 drawn dogs."""
+    """A zip of 100 drawn cats and 100 drawn dogs."""
     path = tmp_path_factory.mktemp("dump") / "drawn.zip"
-    draw_dump(path, per_class=60)
+    draw_dump(path, per_class=100)
     return path
 
 

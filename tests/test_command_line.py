@@ -2,12 +2,15 @@
 
 import csv
 import json
+import subprocess
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import SMALL, Ended, Server
+from tests.salted import salt_dump
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_the_run_folder_holds_model_report_evaluation_and_pictures(trained: Ende
         "views.png",
     } <= names
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    assert len(evaluation["predictions"]) == 20
+    assert len(evaluation["predictions"]) == 40
 
 
 def test_the_second_identical_run_finds_every_stage_published(
@@ -163,7 +166,7 @@ def test_predict_reproduces_from_raw_files_what_the_model_was_tested_with(
     tested = {row["path"]: row["probabilities"] for row in evaluation["predictions"]}
     ended = server.thaw("predict", trained.json["model"], drawn_dump, "--json")
     again = {row["path"].partition(".zip/")[2]: row["probabilities"] for row in ended.json["images"]}
-    assert len(again) == 120
+    assert len(again) == 200
     assert max(abs(again[path][1] - tested[path][1]) for path in tested) < 0.02
 
 
@@ -174,7 +177,7 @@ def test_split_writes_and_prints_counts_and_quarantine(server: Server, drawn_dum
         archive.writestr("train/cat.900.jpg", b"")
     ended = server.thaw("split", "--dump", dump, "--store", tmp_path / "store", "--json", *SMALL[:4])
     assert ended.code == 0, ended.err
-    assert ended.json["counts"]["train"] == {"cat": 40, "dog": 40}
+    assert ended.json["counts"]["train"] == {"cat": 60, "dog": 60}
     assert [row["path"] for row in ended.json["quarantined"]] == ["train/cat.900.jpg"]
     assert Path(ended.json["file"]).is_file()
     table = server.thaw("split", "--dump", dump, "--store", tmp_path / "store", *SMALL[:4])
@@ -221,7 +224,7 @@ def test_recipes_lists_every_recipe(server: Server):
         (["train", "--dump", "{dump}", "--set", "nonsense"], "KEY=VALUE"),
         (["train", "--dump", "{dump}", "--layout", "flatt"], "'flat'"),
         (["train", "--dump", "/nowhere.zip", "--recipe", "demo"], "/nowhere.zip"),
-        (["train", "--dump", "{dump}", "--recipe", "demo"], "class 'cat' has 60 usable images"),
+        (["train", "--dump", "{dump}", "--recipe", "demo"], "class 'cat' has 100 usable images"),
         (["train", "--dump", "{dump}", "--weights", "/nowhere.h5"], "no weights at /nowhere.h5"),
         (
             [
@@ -288,6 +291,54 @@ def test_a_server_that_does_not_answer_is_told_at_once(server: Server, drawn_dum
     assert ended.code == 2
     assert "prefect server start" in ended.err
     assert "Traceback" not in ended.err
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB, where the machine lets the tests mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a disk can't be mounted here, which takes root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_fills_up_is_told_and_the_run_resumes_when_there_is_room(
+    server: Server, drawn_dump: Path, tiny_disk: Path
+):
+    command = ["features", "--dump", drawn_dump, "--store", tiny_disk / "store", "--json", *SMALL]
+    full = server.thaw(*command, "--cut=block3_pool")
+    assert full.code == 1, full.err
+    assert "room" in full.err
+    assert "Traceback" not in full.err
+    subprocess.run(["mount", "-o", "remount,size=20m", tiny_disk], check=True)
+    resumed = server.thaw(*command, "--cut=block3_pool")
+    assert resumed.code == 0, resumed.err
+    assert not (tiny_disk / "store" / "damaged").exists()
+
+
+def test_a_salted_dump_trains_on_all_good_images_and_lists_all_bad_ones(
+    server: Server, drawn_dump: Path, tmp_path: Path
+):
+    with zipfile.ZipFile(drawn_dump) as archive:
+        good = {name: archive.read(name) for name in archive.namelist()}
+    salted = salt_dump(tmp_path / "salted.zip", good)
+    shares = ["--set=split.train=0.6", "--set=split.validation=0.2", "--set=split.test=0.2"]
+    tolerant = ["--set=split.strategy=hash", *shares, "--set=dump.max_quarantine_fraction=0.4"]
+    command = [*SMALL, *tolerant, "--store", tmp_path / "store", "--json"]
+    ended = server.thaw("train", "--dump", salted.path, *command)
+    assert ended.code == 0, ended.err
+    manifest = json.loads(next((tmp_path / "store" / "manifests").glob("*.json")).read_text())
+    listed = {row["path"]: row["reason"] for row in manifest["quarantined"]}
+    assert set(listed) == set(salted.quarantined)
+    assert all(salted.quarantined[path] in reason for path, reason in listed.items())
+    split = json.loads((tmp_path / "store" / "splits" / f"{ended.json['split']}.json").read_text())
+    used = {row["path"] for side in ("train", "validation", "test") for row in split[side]}
+    assert used == salted.sound
+    report = Path(ended.json["report"]).read_text()
+    assert "decompression bomb" in report
 
 
 def test_a_store_that_can_not_be_written_is_told(server: Server, drawn_dump: Path, tmp_path: Path):

@@ -31,7 +31,7 @@ def probabilities(result: dict) -> np.ndarray:
 @pytest.mark.timeout(1800)
 def test_a_run_killed_twenty_times_ends_with_the_undisturbed_probabilities(server: Server, tmp_path: Path):
     dump = tmp_path / "drawn.zip"
-    draw_dump(dump, per_class=60)
+    draw_dump(dump, per_class=100)
     command = ["train", "--dump", str(dump), "--json", *SMALL]
     undisturbed = server.thaw(*command, "--store", tmp_path / "undisturbed")
     assert undisturbed.code == 0, undisturbed.err
@@ -62,6 +62,6 @@ def test_a_run_killed_twenty_times_ends_with_the_undisturbed_probabilities(serve
     np.testing.assert_array_equal(probabilities(ended.json), probabilities(undisturbed.json))
     assert published.items() <= shards(store).items()
     rows = [len(np.load(file)) for file in store.glob("features/*/*/keys.npy")]
-    # 120 images at block 4 and at block 5, and one view of the 80 to train on: each row once.
-    assert sum(rows) == 120 + 120 + 80
+    # 200 images at block 4 and at block 5, and one view of the 120 to train on: each row once.
+    assert sum(rows) == 200 + 200 + 120
     assert not (store / "damaged").exists()

@@ -98,6 +98,18 @@ def test_a_head_trained_before_is_found_and_not_trained_again(prepared: Prepared
     assert head_of(prepared).reused
 
 
+def test_a_checkpoint_whose_record_is_damaged_is_set_aside_and_trained_again(
+    prepared: Prepared, tmp_path: Path
+):
+    store = fresh_store(prepared, tmp_path / "other")
+    head = head_of(prepared, store=store, epochs=2).value
+    store.folder("checkpoints", head.address, "checkpoint.json").write_text("{")
+    again = head_of(prepared, store=store, epochs=2)
+    assert not again.reused
+    assert again.value == head
+    assert head_of(prepared, store=store, epochs=2).reused
+
+
 def test_a_change_of_the_gates_override_does_not_train_the_head_again(prepared: Prepared):
     head_of(prepared)
     gate = prepared.config.gate.model_copy(update={"override_gate": True, "max_extensions": 9})

@@ -35,7 +35,7 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     settings = run.config.model_dump(mode="json", exclude={"dump"})
     address = digest_of("run", settings, checkpoint.address, run.verdict, run.precision, run.tested is None)
     folder = store.folder("runs", address)
-    found = store.read_file(folder / "outcome.json", Outcome)
+    found = store.read_file(folder / "outcome.json", Outcome, whole=folder)
     if found:
         return Made(value=found, reused=True, note=f"run {address}")
     outcome = Outcome(

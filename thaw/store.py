@@ -71,13 +71,14 @@ class Store:
         """The record published as `<kind>/<digest>.json`, or None. A damaged file is set aside."""
         return self.read_file(self.folder(kind, f"{digest}.json"), record)
 
-    def read_file(self, path: Path, record: type[SomeRecord]) -> SomeRecord | None:
+    def read_file(self, path: Path, record: type[SomeRecord], whole: Path | None = None) -> SomeRecord | None:
+        """The record in a file, or None. A damaged one is set aside, with the `whole` folder it speaks for."""
         try:
             return record.from_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            self.set_aside(path, f"not a readable {record.__name__}: {error.errors()[0]['msg']}")
+            self.set_aside(whole or path, f"not a readable {record.__name__}: {error.errors()[0]['msg']}")
             return None
 
     def publish(self, kind: str, digest: str, record: Record) -> None:

@@ -115,7 +115,8 @@ def train_network(
 
 def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
     """The checkpoint published under an address, or None."""
-    return store.read_file(store.folder("checkpoints", address, "checkpoint.json"), Checkpoint)
+    folder = store.folder("checkpoints", address)
+    return store.read_file(folder / "checkpoint.json", Checkpoint, whole=folder)
 
 
 def load_network(store: Store, address: str, which: Literal["model", "last"] = "model") -> Any:
