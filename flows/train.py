@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tasks import dataset, features, release, training
 from tasks.stage import time_stages
+from thaw.backbone import check_cut
 from thaw.config import TrainConfig
 from thaw.device import choose_precision
 from thaw.errors import ThawError
@@ -44,15 +45,16 @@ def train(config: TrainConfig, store: StorePath = None) -> State:
 def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Outcome:
     """The stages in their order; each is found published or made, and adds its time to `stages`."""
     store.check_writable()
-    thaws = config.fine_tune.epochs > 0
+    tuning, thaws = config.fine_tune, config.fine_tune.epochs > 0
     backbone = dataset.load_backbone(config.backbone, store)
+    check_cut(backbone, tuning.cut)
     manifest = dataset.scan_dump(config.dump, store)
     split = dataset.split_images(manifest, config.split, store)
 
     images = (split, config.dump, backbone, config.backbone)
     if thaws:
         # Bottleneck features are then computed from these, and no image passes the prefix twice.
-        features.cache_features(*images, config.fine_tune.cut, store)
+        shallow = features.cache_features(*images, tuning.cut, store)
     bottlenecks = features.cache_features(*images, backbone.end, store)
 
     for extension in range(config.gate.max_extensions + 1):
@@ -76,10 +78,9 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
 
     run = dataclasses.replace(run, head_evaluation=release.evaluate(head, bottlenecks.test, store))
     if thaws:
-        tuning = config.fine_tune
-        views = features.cache_views(*images, tuning.cut, store, tuning.views, config.augmentation)
-        tuned = training.thaw_and_train(head, views, backbone, config.backbone, tuning, store)
-        run = dataclasses.replace(
-            run, fine_tuned=tuned, evaluation=release.evaluate(tuned, views.test, store)
-        )
+        if tuning.views:
+            shallow = features.cache_views(*images, tuning.cut, store, tuning.views, config.augmentation)
+        tuned = training.thaw_and_train(head, shallow, backbone, config.backbone, tuning, store)
+        evaluation = release.evaluate(tuned, shallow.test, store)
+        run = dataclasses.replace(run, fine_tuned=tuned, evaluation=evaluation)
     return release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)

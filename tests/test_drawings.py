@@ -9,6 +9,7 @@ from sklearn.model_selection import cross_val_score
 
 from thaw.drawings import draw_animal, draw_dump
 from thaw.mini import DRAWINGS_WEIGHTS, build_vgg16_mini
+from thaw.weights.make_vgg16_mini import add_normalization, fold_normalization
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,15 @@ def test_the_shipped_weights_are_small_and_load():
     model.load_weights(DRAWINGS_WEIGHTS)
     assert np.abs(model.get_layer("block5_conv3").get_weights()[0] - before).max() > 0
     assert np.isfinite(model.predict(np.full((1, 64, 64, 3), 0.5, "float32"), verbose=0)).all()
+
+
+def test_folding_the_normalization_keeps_the_features():
+    mini, dice = build_vgg16_mini((64, 64, 3)), np.random.default_rng(0)
+    normalized = add_normalization(mini)
+    for layer in normalized.layers:
+        if layer.name.endswith("_normalization"):
+            layer.set_weights([dice.uniform(0.5, 1.5, weights.shape) for weights in layer.get_weights()])
+    fold_normalization(normalized, mini)
+    pixels = dice.random((2, 64, 64, 3), dtype=np.float32)
+    expected = normalized.predict(pixels, verbose=0)
+    np.testing.assert_allclose(mini.predict(pixels, verbose=0), expected, rtol=1e-3, atol=1e-4)

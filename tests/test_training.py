@@ -136,6 +136,7 @@ def test_a_diverging_head_stops_at_once_and_keeps_its_last_finite_weights(prepar
     ).value
     assert len(checkpoint.history.epochs) < 50
     assert not np.isfinite(checkpoint.history.epochs[-1].loss)
+    assert len(trainer.find_checkpoint(prepared.store, checkpoint.address).history.epochs) < 50
     weights = load_network(prepared.store, checkpoint.address).get_weights()
     assert all(np.isfinite(array).all() for array in weights)
 

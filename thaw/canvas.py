@@ -156,7 +156,7 @@ def draw_scene(draw_figure: DrawFigure, dice: Generator) -> Image.Image:
 
 
 def mix_coat(size: tuple[int, int], dice: Generator) -> Coat:
-    """A surface of one colour, or two in stripes, spots, patches or halves."""
+    """A surface of one colour, or two in stripes, spots or patches."""
     first, second = pick_colour(dice), pick_colour(dice)
     base = Image.new("RGB", size, first)
     _paint_pattern(base, second, ("plain", "plain", "stripes", "spots", "patches")[dice.integers(5)], dice)

@@ -19,7 +19,7 @@ def draw_dump(path: Path, per_class: int = 200, seed: int = 0) -> None:
 
     Images are RGB JPEGs with sides of 90 to 200 pixels. The two animals differ in shape alone: coats,
     backgrounds, poses and light are drawn from the same chances. Image n of a class is the same whatever
-    `per_class` is, and the same seed writes the same bytes.
+    `per_class` is, and the same seed writes the same bytes with the same releases of NumPy and Pillow.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

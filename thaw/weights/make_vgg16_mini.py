@@ -70,7 +70,7 @@ def pretrain_backbone(train: Drawings, held_out: Drawings) -> tuple[keras.Model,
 
     keras.utils.set_random_seed(SEED)
     backbone = build_vgg16_mini((None, None, 3), seed=SEED)
-    normalized = _add_normalization(backbone)
+    normalized = add_normalization(backbone)
     pixels = keras.Input((None, None, 3), dtype="uint8")
     pooled = keras.layers.GlobalAveragePooling2D()(normalized(keras.layers.Rescaling(1 / 255)(pixels)))
     classifier = keras.Model(pixels, keras.layers.Dense(len(OBJECTS), activation="softmax")(pooled))
@@ -85,7 +85,7 @@ def pretrain_backbone(train: Drawings, held_out: Drawings) -> tuple[keras.Model,
     for sizes, epochs in STAGES:
         batches = _shuffle_batches(train, sizes)
         classifier.fit(batches, steps_per_epoch=steps * len(sizes), epochs=epochs, shuffle=False, verbose=2)
-    _fold_normalization(normalized, backbone)
+    fold_normalization(normalized, backbone)
     accuracies = {
         size: classifier.evaluate(images, held_out.labels, verbose=0, return_dict=True)["accuracy"]
         for size, images in held_out.pixels.items()
@@ -104,7 +104,7 @@ def _shuffle_batches(drawings: Drawings, sizes: tuple[int, ...]) -> Iterator[tup
                 yield drawings.pixels[size][rows][:, :, :: dice.choice([-1, 1])], drawings.labels[rows]
 
 
-def _add_normalization(backbone: keras.Model) -> keras.Model:
+def add_normalization(backbone: keras.Model) -> keras.Model:
     """The backbone with a batch normalization after each convolution, without which it learns nothing."""
     import keras
 
@@ -120,7 +120,7 @@ def _add_normalization(backbone: keras.Model) -> keras.Model:
     return keras.Model(pixels, output)
 
 
-def _fold_normalization(normalized: keras.Model, backbone: keras.Model) -> None:
+def fold_normalization(normalized: keras.Model, backbone: keras.Model) -> None:
     """Give the backbone kernels and biases that do what convolution and normalization did together."""
     for layer in backbone.layers:
         if "conv" in layer.name:
