@@ -40,14 +40,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def small_config(dump: Path, **sections: dict) -> TrainConfig:
-    """The demo's recipe on a third of its images and small ones; `sections` change single settings."""
+    """The demo's recipe on half of its images, smaller ones; `sections` change single settings."""
     settings = {
         "dump": {"path": dump},
         "recipe": "demo",
-        "split": {"train": 40, "validation": 10, "test": 10},
-        "backbone": {"image_size_pixels": 48},
-        "head": {"epochs": 12},
-        "gate": {"patience_epochs": 3},
+        "split": {"train": 60, "validation": 20, "test": 20},
+        "backbone": {"image_size_pixels": 64},
+        "head": {"epochs": 20},
+        "gate": {"noise_multiplier": 2},
         "fine_tune": {"epochs": 2, "views": 1},
     }
     for section, changes in sections.items():

@@ -9,7 +9,7 @@ from sklearn.model_selection import cross_val_score
 
 from thaw.drawings import draw_animal, draw_dump
 from thaw.mini import DRAWINGS_WEIGHTS, build_vgg16_mini
-from thaw.weights.make_vgg16_mini import add_normalization, fold_normalization
+from thaw.mini.pretrain import add_normalization, fold_normalization
 
 
 @pytest.fixture(scope="module")

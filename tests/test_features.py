@@ -58,8 +58,8 @@ def test_features_are_those_of_the_plain_backbone_on_the_same_images(drawn_dump:
     config, split, backbone = prepare(drawn_dump, store)
     with zipfile.ZipFile(drawn_dump) as archive:
         images = [decode_image(archive.read(row.path)) for row in split.train[:8]]
-    pixels = np.stack([resize_image(image, 48, "bilinear") for image in images]).astype(np.float32)
-    expected = np.asarray(build_backbone(backbone, 48)(preprocess(pixels, "unit")))
+    pixels = np.stack([resize_image(image, 64, "bilinear") for image in images]).astype(np.float32)
+    expected = np.asarray(build_backbone(backbone, 64)(preprocess(pixels, "unit")))
     np.testing.assert_allclose(
         read_all(made.value, store)[:8], expected, rtol=0.01, atol=0.01 * expected.max()
     )
@@ -91,7 +91,7 @@ def test_a_grown_dump_costs_its_new_images_only(drawn_dump: Path, tmp_path: Path
     small = tmp_path / "small.zip"
     with zipfile.ZipFile(drawn_dump) as source, zipfile.ZipFile(small, "w") as target:
         for name in source.namelist():
-            if int(name.split(".")[1]) < 50:
+            if int(name.split(".")[1]) < 90:
                 target.writestr(name, source.read(name))
     fractions = {"strategy": "hash", "train": 0.6, "validation": 0.2, "test": 0.2}
     fill(small, store, split=fractions)

@@ -166,7 +166,7 @@ def test_a_fine_tune_moves_block_5_and_the_head(prepared: Prepared):
     strong = OptimizerConfig(name="rmsprop", learning_rate=1e-4)
     tuned = tune(prepared, head, optimizer=strong, epochs=3, patience_epochs=None).value
     last = load_network(prepared.store, tuned.address, "last")
-    before = cut_model(build_backbone(prepared.backbone, 48), "block4_pool", None).get_weights()
+    before = cut_model(build_backbone(prepared.backbone, 64), "block4_pool", None).get_weights()
     after = next(layer for layer in last.layers if layer.count_params() == sum(a.size for a in before))
     assert all(not np.array_equal(one, two) for one, two in zip(before, after.get_weights(), strict=True))
     assert all(variable.trainable for variable in last.trainable_variables)
@@ -199,8 +199,8 @@ def test_an_evaluation_covers_every_test_image_once_and_is_found_again(prepared:
     head = head_of(prepared).value
     made = evaluate(head, prepared.bottlenecks.test, prepared.store).value
     assert [row.path for row in made.predictions] == [row.path for row in prepared.split.test]
-    assert made.metrics.images == len(prepared.split.test) == 20
-    assert np.sum(made.metrics.confusion) == 20
+    assert made.metrics.images == len(prepared.split.test) == 40
+    assert np.sum(made.metrics.confusion) == 40
     assert evaluate(head, prepared.bottlenecks.test, prepared.store).reused
 
 

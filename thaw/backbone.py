@@ -15,7 +15,7 @@ from typing import Any
 from thaw.config import BackboneConfig
 from thaw.device import dtype_policy, prepare_keras
 from thaw.errors import BadCut, BadWeights
-from thaw.mini import build_vgg16_mini
+from thaw.mini import DRAWINGS_WEIGHTS, build_vgg16_mini
 from thaw.records import Backbone, Made, digest_of
 from thaw.store import Store
 
@@ -70,7 +70,7 @@ ARCHITECTURES = {
         build=build_vgg16_mini,
         preprocessing="unit",
         published="drawings",
-        find_published=lambda: Path(__file__).parent / "weights" / "vgg16-mini.weights.h5",
+        find_published=lambda: DRAWINGS_WEIGHTS,
     ),
 }
 

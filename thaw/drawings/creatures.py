@@ -4,8 +4,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from thaw.bodies import BLACK, PINK, WHITE, DrawHead, DrawTail, draw_body, draw_eyes
-from thaw.canvas import Coat, DrawFigure, Pen
+from thaw.drawings.bodies import BLACK, PINK, WHITE, DrawHead, DrawTail, draw_body, draw_eyes
+from thaw.drawings.canvas import Coat, DrawFigure, Pen
 
 
 def draw_rabbit_head(pen: Pen, coat: Coat, turn: float, dice: Generator) -> None:

@@ -1,6 +1,6 @@
 """Pretrains VGG16-mini on drawn objects and writes the weights that Thaw ships.
 
-    python -m thaw.weights.make_vgg16_mini [file]
+    python -m thaw.mini.pretrain [file]
 
 Seven to fifteen minutes on two cores. Of held-out drawings of the 20 objects it names 0.95 rightly at
 64 pixels and 0.96 at 96.
@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from thaw.canvas import draw_scene
-from thaw.mini import DRAWINGS_WEIGHTS, build_vgg16_mini
+from thaw.drawings.canvas import draw_scene
+from thaw.drawings.objects import OBJECTS
+from thaw.mini.network import DRAWINGS_WEIGHTS, build_vgg16_mini
 from thaw.progress import track
-from thaw.weights.objects import OBJECTS
 
 if TYPE_CHECKING:
     import keras

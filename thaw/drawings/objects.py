@@ -1,15 +1,15 @@
 """What VGG16-mini is pretrained on: drawn things and creatures, none of them a cat or a dog.
 
 Each is drawn with a pen in a frame of -1..1 over the same backgrounds, in the same coats and poses as the
-animals of `thaw.drawings`, so that what tells them apart is shape.
+animals of `thaw.drawings.pets`, so that what tells them apart is shape.
 """
 
 import numpy as np
 from numpy.random import Generator
 
-from thaw.bodies import BLACK, WHITE
-from thaw.canvas import Coat, DrawFigure, Pen
-from thaw.weights.creatures import CREATURES
+from thaw.drawings.bodies import BLACK, WHITE
+from thaw.drawings.canvas import Coat, DrawFigure, Pen
+from thaw.drawings.creatures import CREATURES
 
 
 def draw_fish(pen: Pen, coat: Coat, dice: Generator) -> None:

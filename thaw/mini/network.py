@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import keras
 
-# Pretrained by `python -m thaw.weights.make_vgg16_mini` on pixels in 0..1.
-DRAWINGS_WEIGHTS = Path(__file__).parent / "weights" / "vgg16-mini.weights.h5"
+# Pretrained by `python -m thaw.mini.pretrain` on pixels in 0..1.
+DRAWINGS_WEIGHTS = Path(__file__).parent / "vgg16-mini.weights.h5"
 
 _BLOCKS = ((8, 2), (16, 2), (32, 3), (64, 3), (64, 3))
 

@@ -6,7 +6,7 @@ from typing import Literal
 from numpy.random import Generator
 from PIL import Image
 
-from thaw.canvas import Coat, Pen, pick_colour
+from thaw.drawings.canvas import Coat, Pen, pick_colour
 
 DrawHead = Callable[[Pen, Coat, float, Generator], None]
 DrawTail = Callable[[Pen, Image.Image, Generator], None]

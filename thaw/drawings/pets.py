@@ -10,8 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from thaw.bodies import BLACK, PINK, WHITE, draw_body, draw_eyes
-from thaw.canvas import Coat, DrawFigure, Pen, draw_scene
+from thaw.drawings.bodies import BLACK, PINK, WHITE, draw_body, draw_eyes
+from thaw.drawings.canvas import Coat, DrawFigure, Pen, draw_scene
 
 
 def draw_dump(path: Path, per_class: int = 200, seed: int = 0) -> None:
