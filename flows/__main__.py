@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from thaw.config import RECIPES, TrainConfig, build_config, read_recipe
+from thaw.config import RECIPES, TrainConfig, build_config, list_recipes, read_recipe
 from thaw.errors import BadConfig, Mistake, ThawError
 from thaw.records import Outcome
 from thaw.store import Store
@@ -216,7 +216,7 @@ def doctor(
 @app.command()
 def recipes(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the recipes: what each is, and what it is expected to reach."""
-    headers = {file.stem: _read_header(file) for file in sorted(RECIPES.glob("*.yaml"))}
+    headers = {name: _read_header(RECIPES / f"{name}.yaml") for name in list_recipes()}
     if as_json:
         _print_json(
             recipes={name: {"about": header, **read_recipe(name)} for name, header in headers.items()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from thaw.config import RECIPES, TrainConfig, build_config
+from thaw.config import RECIPES, TrainConfig, build_config, list_recipes
 from thaw.errors import BadConfig
 
 DUMP = {"path": "train.zip"}
@@ -14,7 +14,7 @@ def refuse(settings: dict) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_is_valid(name: str):
     config = build_config({"dump": DUMP, "recipe": name})
     assert config.recipe == name
@@ -38,6 +38,17 @@ def test_what_the_user_gives_wins_over_the_recipe_key_by_key():
 def test_an_empty_section_is_the_recipe_itself():
     plain = build_config({"dump": DUMP, "recipe": "blog-finetune"})
     assert build_config({"dump": DUMP, "recipe": "blog-finetune", "fine_tune": None}) == plain
+
+
+def test_a_form_offers_every_recipe_and_leaves_to_it_what_is_not_filled_in():
+    schema = TrainConfig.model_json_schema()
+    assert schema["properties"]["recipe"]["enum"] == list_recipes()
+    sections = schema["$defs"].keys() - {"DumpConfig"}
+    assert len(sections) == 7
+    for section in sections:
+        assert all("default" not in field for field in schema["$defs"][section]["properties"].values()), (
+            section
+        )
 
 
 def test_a_config_survives_json():

@@ -25,7 +25,23 @@ Layout = Literal["auto", "flat", "class_folders", "ready_splits"]
 class Section(BaseModel):
     """A part of the configuration: frozen, and unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        model_title_generator=lambda section: section.__name__.removesuffix("Config"),
+    )
+
+
+def _hide_defaults(schema: dict[str, Any]) -> None:
+    """Leave the fields of a form empty: what a form shows it sends, and the recipe would never be asked."""
+    for field in schema["properties"].values():
+        field.pop("default", None)
+
+
+class RecipeSection(Section):
+    """A section that a recipe fills; what the recipe leaves out has the default here."""
+
+    model_config = ConfigDict(json_schema_extra=_hide_defaults)
 
 
 class DumpConfig(Section):
@@ -42,7 +58,7 @@ class DumpConfig(Section):
     )
 
 
-class SplitConfig(Section):
+class SplitConfig(RecipeSection):
     """Which images train, validate and test."""
 
     strategy: Literal["index", "hash", "directory"] = Field(
@@ -70,7 +86,7 @@ class SplitConfig(Section):
         return self
 
 
-class BackboneConfig(Section):
+class BackboneConfig(RecipeSection):
     """The convolutional base and how images enter it."""
 
     name: Literal["vgg16", "vgg16-mini"] = Field(
@@ -95,7 +111,7 @@ class BackboneConfig(Section):
     storage: Literal["float16", "float32"] = Field("float16", description="Of cached features on disk.")
 
 
-class AugmentationConfig(Section):
+class AugmentationConfig(RecipeSection):
     """Random views of a training image: one affine transform each, drawn from its own seed."""
 
     rotation_degrees: float = Field(36.0, ge=0, le=180, description="Rotation, at most this much either way.")
@@ -106,7 +122,7 @@ class AugmentationConfig(Section):
     seed: int = Field(0, ge=0, description="Another seed draws other views.")
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(RecipeSection):
     """How weights are moved."""
 
     name: Literal["rmsprop", "sgd", "adam"] = Field("rmsprop", description="Keras optimizer.")
@@ -114,7 +130,7 @@ class OptimizerConfig(Section):
     momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
 
 
-class HeadConfig(Section):
+class HeadConfig(RecipeSection):
     """The dense classifier trained on bottleneck features."""
 
     dense_units: int = Field(256, ge=1, le=8192, description="Units of the dense layer.")
@@ -136,7 +152,7 @@ class HeadConfig(Section):
     seed: int = Field(0, ge=0, description="Of initial weights, order of images and dropout.")
 
 
-class GateConfig(Section):
+class GateConfig(RecipeSection):
     """When a head counts as converged, so that the backbone may thaw."""
 
     patience_epochs: int = Field(5, ge=2, le=1000, description="Epochs without improvement beyond noise.")
@@ -152,7 +168,7 @@ class GateConfig(Section):
     )
 
 
-class FineTuneConfig(Section):
+class FineTuneConfig(RecipeSection):
     """What thaws behind a converged head, and how it is trained."""
 
     cut: str = Field("block4_pool", description="Layers after this one thaw; what comes before stays frozen.")
@@ -178,13 +194,17 @@ class TrainConfig(Section):
     """Everything that decides a run. Sections left out come from the recipe, as do keys left out of them."""
 
     dump: DumpConfig = Field(description="The labelled images.")
-    recipe: str = Field("book2-finetune", description="Whose settings to start from: a file in recipes/.")
-    split: SplitConfig = Field(None, description="Changes to the recipe's split.")
-    backbone: BackboneConfig = Field(None, description="Changes to the recipe's backbone.")
-    augmentation: AugmentationConfig = Field(None, description="Changes to the recipe's augmentation.")
-    head: HeadConfig = Field(None, description="Changes to the recipe's head.")
-    gate: GateConfig = Field(None, description="Changes to the recipe's gate.")
-    fine_tune: FineTuneConfig = Field(None, description="Changes to the recipe's fine-tuning.")
+    recipe: str = Field(
+        "book2-finetune",
+        description="Whose settings to start from.",
+        json_schema_extra=lambda schema: schema.update(enum=list_recipes()),
+    )
+    split: SplitConfig = Field(None, description="What to change of the recipe's split.")
+    backbone: BackboneConfig = Field(None, description="What to change of the recipe's backbone.")
+    augmentation: AugmentationConfig = Field(None, description="What to change of the recipe's augmentation.")
+    head: HeadConfig = Field(None, description="What to change of the recipe's head.")
+    gate: GateConfig = Field(None, description="What to change of the recipe's gate.")
+    fine_tune: FineTuneConfig = Field(None, description="What to change of the recipe's fine-tuning.")
 
     @model_validator(mode="before")
     @classmethod
@@ -196,6 +216,11 @@ class TrainConfig(Section):
         return _overlay(_overlay(blank, read_recipe(name)), {**given, "recipe": name})
 
 
+def list_recipes() -> list[str]:
+    """The names of all recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """The settings of `recipes/<name>.yaml`, as written there.
 
@@ -205,7 +230,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     file = RECIPES / f"{name}.yaml"
     if file.is_file():
         return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    known = list_recipes()
     raise BadConfig(f"no recipe '{name}'.{_nearest(name, known)} Recipes: {', '.join(known)}.")
 
 
