@@ -120,7 +120,12 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
         "head_evaluation": make_evaluation("head", wrong=31, classes=classes),
         "evaluation": make_evaluation("fine_tuned", wrong=22, classes=classes),
         "backbone": Backbone(
-            name="vgg16", weights="imagenet", weights_sha256="ab" * 32, preprocessing="caffe", layers=()
+            name="vgg16",
+            origin="imagenet",
+            weights="imagenet.h5",
+            weights_sha256="ab" * 32,
+            preprocessing="caffe",
+            layers=(),
         ),
         "precision": "bfloat16",
         "stages": (

@@ -89,11 +89,15 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
     source = str(path) if path else "random"
     known = store.read("backbones", address, Backbone)
     if known:
-        return Made(
-            value=dataclasses.replace(known, weights=source), reused=True, note=f"weights {sha256[:12]}"
-        )
+        here = dataclasses.replace(known, origin=config.weights, weights=source)
+        return Made(value=here, reused=True, note=f"weights {sha256[:12]}")
     backbone = Backbone(
-        name=config.name, weights=source, weights_sha256=sha256, preprocessing=preprocessing, layers=()
+        name=config.name,
+        origin=config.weights,
+        weights=source,
+        weights_sha256=sha256,
+        preprocessing=preprocessing,
+        layers=(),
     )
     model = build_backbone(backbone, max(32, config.image_size_pixels))
     backbone = dataclasses.replace(backbone, layers=tuple(layer.name for layer in model.layers[1:]))

@@ -4,7 +4,7 @@ import os
 import platform
 from typing import Any
 
-from thaw.backbone import ARCHITECTURES, load_backbone
+from thaw.backbone import load_backbone
 from thaw.config import BackboneConfig
 from thaw.device import choose_precision, list_devices
 from thaw.errors import ThawError
@@ -44,5 +44,4 @@ def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
 
 def _describe_weights(settings: BackboneConfig, store: Store) -> str:
     found = load_backbone(settings, store).value
-    origin = settings.weights if settings.weights in {a.published for a in ARCHITECTURES.values()} else "file"
-    return f"{origin}, {found.weights}, SHA-256 {found.weights_sha256[:12]}"
+    return f"{found.weights}, SHA-256 {found.weights_sha256[:12]}"

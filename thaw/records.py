@@ -129,9 +129,13 @@ class Split(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone(Record):
-    """A backbone that was built and loaded once: its weights' digest, and the layers it can be cut at."""
+    """A backbone that was built and loaded once: its weights, and the layers it can be cut at.
+
+    `origin` is what the weights were asked for by, `weights` the file they are read from, or `random`.
+    """
 
     name: str
+    origin: str
     weights: str
     weights_sha256: str
     preprocessing: str

@@ -70,7 +70,7 @@ def list_notices(run: RunSummary) -> list[str]:
             f"The gate was overridden by override_gate: true. Its verdict was {say_state(run.verdict)}: "
             f"{run.verdict.reason.rstrip('. ')}."
         )
-    if run.backbone.name == "vgg16-mini" or run.backbone.weights == "random":
+    if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
     return notices
 
@@ -98,7 +98,7 @@ def say_backbone(backbone: Backbone) -> str:
         "drawings": "pretrained on drawings",
         "random": "random weights, not pretrained",
     }
-    origin = origins.get(backbone.weights, f"weights from {backbone.weights}")
+    origin = origins.get(backbone.origin, f"weights from {backbone.origin}")
     return f"{backbone.name}, {origin}" + ("; not ImageNet" if backbone.name == "vgg16-mini" else "")
 
 
