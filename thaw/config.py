@@ -147,7 +147,7 @@ class HeadConfig(RecipeSection):
         0,
         ge=0,
         le=64,
-        description="Augmented views of each training image; epochs cycle through the image and them.",
+        description="Augmented views of each image that epochs cycle through; 0 trains on the image itself.",
     )
     seed: int = Field(0, ge=0, description="Of initial weights, order of images and dropout.")
 
@@ -185,7 +185,7 @@ class FineTuneConfig(RecipeSection):
         0,
         ge=0,
         le=64,
-        description="Augmented views of each training image; epochs cycle through the image and them.",
+        description="Augmented views of each image that epochs cycle through; 0 trains on the image itself.",
     )
     seed: int = Field(0, ge=0, description="Of the order of images and of dropout.")
 

@@ -64,7 +64,7 @@ def cache_features(
     views: int = 0,
     augmentation: AugmentationConfig | None = None,
 ) -> Made[Features]:
-    """Fill the cache at `cut` with every image of the split, and `views` augmented views of those to train on.
+    """Fill the cache at `cut` with every image of the split, or `views` augmented views of those to train on.
 
     Only rows that are missing are computed, from the deepest cached cut that has them, else from pixels.
 
@@ -75,17 +75,15 @@ def cache_features(
     """
     check_cut(backbone, cut)
     plain = describe_space(backbone, settings, cut)
-    images = [row for side in SIDES for row in split.rows(side)]
-    made = _fill(plain, [(row, 0) for row in images], dump, backbone, settings, None, store)
-    views_space = None
+    sides = {side: FeatureSet(space=plain.digest, split=split.digest, side=side) for side in SIDES}
+    wanted = [(row, 0) for side in SIDES if side != "train" or not views for row in split.rows(side)]
+    made, total = _fill(plain, wanted, dump, backbone, settings, None, store), len(wanted)
     if views:
         space = describe_space(backbone, settings, cut, augmentation)
         wanted = [(row, view) for view in range(1, views + 1) for row in split.train]
         made += _fill(space, wanted, dump, backbone, settings, augmentation, store)
-        views_space = space.digest
-    sides = {side: FeatureSet(space=plain.digest, split=split.digest, side=side) for side in SIDES}
-    sides["train"] = dataclasses.replace(sides["train"], views=views, views_space=views_space)
-    total = len(images) + views * len(split.train)
+        total += len(wanted)
+        sides["train"] = dataclasses.replace(sides["train"], space=space.digest, views=views)
     note = f"{total - made} of {total} rows at {cut} were cached"
     return Made(value=Features(cut=cut, **sides), reused=made == 0, note=note)
 
@@ -97,7 +95,7 @@ class Rows:
         images: the manifest rows, in the order of the split.
         classes: the class names, by index.
         labels: int64 (n,), the class index of each image.
-        versions: how many versions of each image there are: the image itself and its views.
+        versions: how many versions of each image there are: its views, or 1, the image itself.
         shape: one row's (height, width, channels).
         dtype: what the rows are stored in.
     """
@@ -107,12 +105,11 @@ class Rows:
         self.images = images = split.rows(features.side)
         self.classes = split.classes
         self.labels = np.array(split.labels(features.side), dtype=np.int64)
-        self.versions = 1 + features.views
-        self._folder = _open_space(features.space, store)
-        self._places = [self._folder.find((row.sha256, 0) for row in images)]
-        self._views_folder = _open_space(features.views_space, store) if features.views else None
-        for view in range(1, self.versions):
-            self._places.append(self._views_folder.find((row.sha256, view) for row in images))
+        views = range(1, features.views + 1) if features.views else (0,)
+        self.versions = len(views)
+        space = store.read_file(store.folder("features", features.space, "space.json"), FeatureSpace)
+        self._folder = SpaceFolder(store, space)
+        self._places = [self._folder.find((row.sha256, view) for row in images) for view in views]
         self.shape = self._folder.shape
         self.dtype = self._folder.space.storage
 
@@ -125,12 +122,7 @@ class Rows:
 
     def read(self, indices: np.ndarray | slice, version: int = 0) -> np.ndarray:
         """Features of the images at `indices`: float32 (n, *shape)."""
-        folder = self._views_folder if version else self._folder
-        return folder.read(self._places[version][indices]).astype(np.float32)
-
-
-def _open_space(digest: str, store: Store) -> SpaceFolder:
-    return SpaceFolder(store, store.read_file(store.folder("features", digest, "space.json"), FeatureSpace))
+        return self._folder.read(self._places[version][indices]).astype(np.float32)
 
 
 def _fill(

@@ -169,14 +169,13 @@ class FeatureSpace(Record):
 class FeatureSet(Record):
     """A handle to the rows of one side of a split in a space: digests, never arrays.
 
-    Beside each image itself there are `views` augmented views of it, in the space `views_space`.
+    `views` is 0 for the images themselves, else the number of augmented views of each image.
     """
 
     space: str
     split: str
     side: Side
     views: int = 0
-    views_space: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
