@@ -6,6 +6,7 @@ mistake, 3 the gate stayed closed, 1 anything else.
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from thaw.config import RECIPES, TrainConfig, build_config, list_recipes, read_recipe
 from thaw.errors import BadConfig, Mistake, ThawError
-from thaw.records import Outcome
+from thaw.records import Manifest, Outcome, StageTime
 from thaw.store import Store
 
 app = typer.Typer(
@@ -47,6 +48,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 _DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
 EXIT_MISTAKE, EXIT_GATE_CLOSED, EXIT_FAULT = 2, 3, 1
+_TYPERS_INTERRUPT = 130
+_QUARANTINED_ROWS = 50
 
 
 @app.command()
@@ -65,7 +68,7 @@ def train(
     """Train, test and save a model, as a Prefect flow."""
     settings = _gather_settings(dump, recipe, weights, layout, changes)
     if override_gate:
-        settings.setdefault("gate", {})["override_gate"] = True
+        _set(settings, "gate.override_gate", True)
     _train(build_config(settings), Store(store), as_json)
 
 
@@ -75,6 +78,7 @@ def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
     from thaw.drawings import draw_dump
 
     place = Store(store or "demo")
+    place.check_writable()
     dump = place.root / "drawn-cats-and-dogs.zip"
     if not dump.exists():
         notes.print("drawing 400 cats and dogs …")
@@ -92,12 +96,17 @@ def split(
     as_json: JsonOption = False,
 ) -> None:
     """Write and print the split of a dump: counts per class, and what is quarantined."""
-    from thaw.dump import scan_dump
+    from thaw.dump import check_quarantine, scan_dump
     from thaw.split import publish_split
 
     place = Store(store)
+    place.check_writable()
     config = build_config(_gather_settings(dump, recipe, None, layout, changes))
-    manifest = scan_dump(config.dump, place).value
+    # Whoever has too many bad images wants to see them first.
+    manifest = scan_dump(config.dump.model_copy(update={"max_quarantine_fraction": 1.0}), place).value
+    if not as_json:
+        _print_quarantine(manifest)
+    check_quarantine(manifest, config.dump.max_quarantine_fraction)
     made = publish_split(manifest, config.split, place).value
     quarantined = [vars(bad) for bad in manifest.quarantined]
     file = place.folder("splits", f"{made.digest}.json")
@@ -112,9 +121,6 @@ def split(
         return
     rows = [(side, *counts.values()) for side, counts in made.counts().items()]
     _print_table(["side", *made.classes], rows, title=f"split {made.digest}, layout {manifest.layout}")
-    if quarantined:
-        bad = [(row["path"], row["label"] or "", row["reason"]) for row in quarantined]
-        _print_table(["quarantined", "class", "reason"], bad)
     results.print(f"written to {file}", soft_wrap=True)
 
 
@@ -136,14 +142,16 @@ def features(
     as_json: JsonOption = False,
 ) -> None:
     """Fill the feature cache: every image of the split, once through the frozen backbone."""
-    from thaw.backbone import load_backbone
+    from thaw.backbone import check_cut, load_backbone
     from thaw.dump import scan_dump
     from thaw.features import cache_features, export_features
     from thaw.split import publish_split
 
     place = Store(store)
     config = build_config(_gather_settings(dump, recipe, weights, layout, changes))
+    place.check_writable()
     backbone = load_backbone(config.backbone, place).value
+    check_cut(backbone, cut or backbone.end)
     manifest = scan_dump(config.dump, place).value
     made = publish_split(manifest, config.split, place).value
     cached = cache_features(made, config.dump, backbone, config.backbone, cut or backbone.end, place)
@@ -169,6 +177,8 @@ def predict(
     from thaw.model import load_model
     from thaw.predict import predict_images, write_csv
 
+    if csv and not csv.absolute().parent.is_dir():
+        raise Mistake(f"there is no folder {csv.absolute().parent} to write {csv.name} to. Make it first.")
     network, facts = load_model(model)
     rows = list(predict_images(network, facts, images))
     if csv:
@@ -229,8 +239,13 @@ def main() -> None:
     """Run the command line and exit with its code."""
     try:
         app()
-    except KeyboardInterrupt:
+    except SystemExit as ending:
+        if ending.code != _TYPERS_INTERRUPT:
+            raise
         notes.print("interrupted; what was finished is kept, the same command goes on from there")
+        sys.exit(EXIT_FAULT)
+    except OSError as error:
+        notes.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         sys.exit(EXIT_FAULT)
     except ThawError as error:
         notes.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
@@ -277,8 +292,16 @@ def _flatten_outcome(outcome: Outcome) -> dict[str, Any]:
         "head_test_accuracy": head and head.accuracy,
         "head_test_log_loss": head and head.log_loss,
         "cached": [stage.stage for stage in outcome.stages if stage.cached],
-        "seconds": {stage.stage: stage.seconds for stage in outcome.stages},
+        "seconds": _add_up(outcome.stages),
     }
+
+
+def _add_up(stages: Sequence[StageTime]) -> dict[str, float]:
+    """Seconds by stage; each budget of a head is judged by a stage of the same name."""
+    seconds: dict[str, float] = {}
+    for stage in stages:
+        seconds[stage.stage] = round(seconds.get(stage.stage, 0) + stage.seconds, 3)
+    return seconds
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -300,26 +323,49 @@ def _gather_settings(
     dump: Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
 ) -> dict[str, Any]:
     settings: dict[str, Any] = {"dump": {"path": dump}, "recipe": recipe}
-    if layout:
-        settings["dump"]["layout"] = layout
-    if weights:
-        settings["backbone"] = {"weights": weights}
     for change in changes or []:
         key, equals, value = change.partition("=")
         if not equals:
             raise BadConfig(f"--set takes KEY=VALUE, such as head.epochs=10. Received: {change!r}.")
-        *sections, name = key.strip().split(".")
-        place = settings
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[name] = yaml.safe_load(value)
+        try:
+            _set(settings, key, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise BadConfig(
+                f"setting '{key}': not a value that YAML can read. Received: {value!r}."
+            ) from None
+    if layout is not None:
+        _set(settings, "dump.layout", layout)
+    if weights is not None:
+        _set(settings, "backbone.weights", weights)
     return settings
+
+
+def _set(settings: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.strip().split(".")
+    place = settings
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise BadConfig(f"setting '{key}': '{section}' is already set to {place!r}, which has no parts.")
+    place[name] = value
 
 
 def _read_header(file: Path) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
     header = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     return " ".join(line for line in header if not line.startswith(("thaw ", "Source:")))
+
+
+def _print_quarantine(manifest: Manifest) -> None:
+    unlabelled = sum(bad.kind == "unlabelled" for bad in manifest.quarantined)
+    listed = [bad for bad in manifest.quarantined if bad.kind != "unlabelled"]
+    rows = [(bad.path, bad.label or "", bad.reason) for bad in listed[:_QUARANTINED_ROWS]]
+    if len(listed) > len(rows):
+        rows.append((f"and {len(listed) - len(rows)} more", "", "see the manifest in the store"))
+    if unlabelled:
+        rows.append((f"{unlabelled} images", "", "no label in their names"))
+    if rows:
+        _print_table(["quarantined", "class", "reason"], rows)
 
 
 def _in_words(value: Any) -> str:

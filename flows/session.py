@@ -54,7 +54,7 @@ def _check_server(url: str | None) -> None:
             return
     except urllib.error.HTTPError:
         return  # it answers; whether it lets us in is for Prefect to say
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise NoServer(
             f"the Prefect server at {url} does not answer ({reason}). Start it with `prefect server start`, "

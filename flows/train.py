@@ -57,8 +57,8 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
         shallow = features.cache_features(*images, tuning.cut, store)
     bottlenecks = features.cache_features(*images, backbone.end, store)
 
-    for extension in range(config.gate.max_extensions + 1):
-        head = training.train_head(bottlenecks, config.head, config.gate, store, extension)
+    for budget in range(1, config.gate.max_extensions + 2):
+        head = training.train_head(bottlenecks, config.head, config.gate, store, budget)
         verdict = training.judge_convergence(head, config.gate)
         if verdict.state != "improving" or not thaws:
             break
@@ -73,7 +73,7 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
         backbone=backbone,
         precision=choose_precision(config.backbone.precision).name,
     )
-    if thaws and not verdict.opens_gate:
+    if not verdict.opens_gate and (thaws or verdict.is_hopeless):
         return release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
 
     run = dataclasses.replace(run, head_evaluation=release.evaluate(head, bottlenecks.test, store))

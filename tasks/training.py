@@ -9,11 +9,11 @@ from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
 from thaw.store import Store
 
 
-@stage("train head", tags=("gpu",), retries=1)
+@stage("train head, budget {budget}", tags=("gpu",), retries=1)
 def train_head(
-    bottlenecks: Features, settings: HeadConfig, gate: GateConfig, store: Store, extension: int = 0
+    bottlenecks: Features, settings: HeadConfig, gate: GateConfig, store: Store, budget: int
 ) -> Made[Checkpoint]:
-    return head.train_head(bottlenecks, settings, gate, store, extension)
+    return head.train_head(bottlenecks, settings, gate, store, budget)
 
 
 @stage("judge convergence")

@@ -34,7 +34,7 @@ def test_train_prints_one_json_object_with_all_that_a_script_needs(trained: Ende
     assert 0 <= result["head_test_accuracy"] <= 1
     assert len(result["split"]) == 16
     assert result["cached"] == []
-    assert {"scan dump", "train head", "fine-tune after block4_pool"} <= set(result["seconds"])
+    assert {"scan dump", "train head, budget 1", "fine-tune after block4_pool"} <= set(result["seconds"])
     assert Path(result["model"]).is_file()
     assert Path(result["report"]).is_file()
 

@@ -52,11 +52,9 @@ def prepare(dump: Path, root: Path) -> Prepared:
     return Prepared(config, store, backbone, split, block4, bottlenecks)
 
 
-def head_of(prepared: Prepared, store: Store | None = None, extension: int = 0, **changes):
+def head_of(prepared: Prepared, store: Store | None = None, budget: int = 1, **changes):
     settings = prepared.config.head.model_copy(update=changes)
-    return train_head(
-        prepared.bottlenecks, settings, prepared.config.gate, store or prepared.store, extension
-    )
+    return train_head(prepared.bottlenecks, settings, prepared.config.gate, store or prepared.store, budget)
 
 
 def fresh_store(prepared: Prepared, folder: Path) -> Store:
@@ -118,7 +116,7 @@ def test_a_change_of_the_gates_override_does_not_train_the_head_again(prepared: 
 
 def test_an_extension_equals_one_longer_budget(prepared: Prepared, tmp_path: Path):
     head_of(prepared, stop="at_budget", epochs=4)
-    extended = head_of(prepared, extension=1, stop="at_budget", epochs=4).value
+    extended = head_of(prepared, budget=2, stop="at_budget", epochs=4).value
     other = fresh_store(prepared, tmp_path / "other")
     longer = head_of(prepared, store=other, stop="at_budget", epochs=8).value
     assert extended.history == longer.history

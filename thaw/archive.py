@@ -137,7 +137,7 @@ class ZipDump(Dump):
 
     def _list(self, member: zipfile.ZipInfo) -> None:
         written = _readable_name(member)
-        name = _printable("/".join(part for part in written.split("/") if part not in ("", ".")))
+        name = printable("/".join(part for part in written.split("/") if part not in ("", ".")))
         mode = stat.S_IFMT(member.external_attr >> 16)
         if member.flag_bits & _ENCRYPTED_FLAG:
             raise BadDump(
@@ -145,7 +145,7 @@ class ZipDump(Dump):
                 "Unpack it with its password and pass the folder."
             )
         if written.startswith("/") or re.match(r"[A-Za-z]:", written):
-            self.refused[_printable(written)] = "its path is absolute"
+            self.refused[printable(written)] = "its path is absolute"
         elif ".." in written.split("/"):
             self.refused[name] = "its path leads outside the dump"
         elif written.endswith("/"):
@@ -181,11 +181,11 @@ class FolderDump(Dump):
 
     def _fail(self, error: OSError) -> None:
         raise BadDump(
-            f"{_printable(str(error.filename))} can't be listed: {error.strerror}. Mend its permissions."
+            f"{printable(str(error.filename))} can't be listed: {error.strerror}. Mend its permissions."
         ) from error
 
     def _name(self, path: Path) -> str:
-        return _printable(path.relative_to(self._root).as_posix())
+        return printable(path.relative_to(self._root).as_posix())
 
     def _list(self, path: Path) -> None:
         name, target = self._name(path), path
@@ -243,7 +243,7 @@ def _readable_name(member: zipfile.ZipInfo) -> str:
     return name.replace("\\", "/")
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """The name with lone surrogates (bytes that are no UTF-8) and control characters escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -4,10 +4,12 @@ Source: K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large
 Recognition, 2015; layer names as in keras.applications.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from thaw.store import Store
 
 # Means of ImageNet's blue, green and red, as subtracted by Caffe's VGG models.
 CAFFE_MEANS_BGR = (103.939, 116.779, 123.68)
-_DOWNLOAD_TIMEOUT_SECONDS = 15
+# As published with keras.applications; a download that was cut off has another.
+_IMAGENET_VGG16_MD5 = "6d6bbae143d832006294945121d1f1fc"
+_DOWNLOAD_TIMEOUT_SECONDS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,22 +45,29 @@ def _build_vgg16(input_shape: tuple[int, int, int]) -> Any:
 
 def _find_imagenet_vgg16() -> Path:
     name = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
+    if file.is_file() and _hash_file(file, "md5") == _IMAGENET_VGG16_MD5:
+        return file
     keras = prepare_keras()
-    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
-    if (folder / name).is_file():
-        return folder / name
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
     try:
-        keras.applications.VGG16(weights="imagenet", include_top=False)
+        # Keras prints its progress to standard output, which belongs to results.
+        with contextlib.redirect_stdout(sys.stderr):
+            keras.applications.VGG16(weights="imagenet", include_top=False)
     except Exception as error:
         raise BadWeights(
-            f"the ImageNet weights of vgg16 could not be downloaded ({_last_line(error)}). Connect and run "
-            f"again, or copy {name} from another machine into {folder}, or give its path: --weights PATH."
+            f"the ImageNet weights of vgg16 could not be downloaded ({_first_line(error)}). Connect and run "
+            f"again, or copy {name} from another machine into {file.parent}, or give its path: --weights PATH."
         ) from None
     finally:
         socket.setdefaulttimeout(before)
-    return folder / name
+    if not file.is_file():
+        raise BadWeights(
+            f"Keras could not keep the ImageNet weights of vgg16 in {file.parent}. Make that folder writable, "
+            "set KERAS_HOME to another one, or give the path of the weights: --weights PATH."
+        )
+    return file
 
 
 ARCHITECTURES = {
@@ -99,7 +110,7 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
         preprocessing=preprocessing,
         layers=(),
     )
-    model = build_backbone(backbone, max(32, config.image_size_pixels))
+    model = build_backbone(backbone, config.image_size_pixels)
     backbone = dataclasses.replace(backbone, layers=tuple(layer.name for layer in model.layers[1:]))
     store.publish("backbones", address, backbone)
     return Made(value=backbone, reused=False, note=f"weights {sha256[:12]}")
@@ -121,8 +132,8 @@ def build_backbone(backbone: Backbone, image_size_pixels: int, precision: str = 
         except Exception as error:
             raise BadWeights(
                 f"{backbone.weights} does not hold weights of {backbone.name} without its top: "
-                f"{_last_line(error)}. Give the file that keras.applications names "
-                "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5, or another of the same layers."
+                f"{_first_line(error)}. Give a file of its convolutional base, or "
+                f"'{ARCHITECTURES[backbone.name].published}'."
             ) from None
     return model
 
@@ -186,11 +197,14 @@ def _find_weights(config: BackboneConfig, architecture: Architecture) -> Path | 
     return path.absolute()
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_file(path: Path, algorithm: str = "sha256") -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise BadWeights(f"the weights at {path} can't be read: {error.strerror}.") from None
 
 
-def _last_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -143,12 +143,6 @@ class HeadConfig(RecipeSection):
     stop: Literal["when_converged", "at_budget"] = Field(
         "when_converged", description="when_converged ends training once the gate's verdict is settled."
     )
-    views: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="Augmented views of each image that epochs cycle through; 0 trains on the image itself.",
-    )
     seed: int = Field(0, ge=0, description="Of initial weights, order of images and dropout.")
 
 
@@ -211,7 +205,7 @@ class TrainConfig(Section):
     def _start_from_the_recipe(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        name = given.get("recipe") or cls.model_fields["recipe"].default
+        name = given.get("recipe", cls.model_fields["recipe"].default)
         blank = {section: {} for section in cls.model_fields if section not in ("dump", "recipe")}
         return _overlay(_overlay(blank, read_recipe(name)), {**given, "recipe": name})
 
@@ -227,11 +221,10 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises:
         BadConfig: no such recipe; the message names the nearest one.
     """
-    file = RECIPES / f"{name}.yaml"
-    if file.is_file():
-        return yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     known = list_recipes()
-    raise BadConfig(f"no recipe '{name}'.{_nearest(name, known)} Recipes: {', '.join(known)}.")
+    if name in known:
+        return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    raise BadConfig(f"no recipe '{name}'.{_nearest(str(name), known)} Recipes: {', '.join(known)}.")
 
 
 def build_config(settings: Mapping[str, Any]) -> TrainConfig:
@@ -250,7 +243,7 @@ def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in top.items():
         if isinstance(value, BaseModel):
-            value = value.model_dump()
+            value = value.model_dump(exclude_unset=True)
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
             merged[key] = _overlay(merged[key], value)
         elif value is not None or key not in merged or not isinstance(merged[key], Mapping):

@@ -9,11 +9,11 @@ ThawError
 │   ├── BadWeights          missing, corrupt, of another architecture, or not downloadable
 │   ├── BadCut              the backbone has no such layer, or can't be cut there
 │   ├── BadModel            not a model that Thaw saved
+│   ├── FeatureOverflow     features exceed what the storage dtype can hold
 │   ├── StoreNotWritable    the store's folder can't be created or written
 │   └── NoServer            the Prefect server asked for does not answer
 ├── BadImage                one image can't be used; it is set aside, the run goes on
 ├── DiskFull                no room left; the store stays valid and the run can be resumed
-├── FeatureOverflow         features exceed what the storage dtype can hold
 ├── EmptyHistory            a verdict was asked for before any epoch was run
 ├── UnlikeSplits            two results of different splits were about to be compared
 ├── ParityFailed            a saved model does not reproduce the probabilities it was tested with
@@ -73,7 +73,7 @@ class DiskFull(ThawError):
     """The disk is full. What was published stays valid; the run resumes when there is room."""
 
 
-class FeatureOverflow(ThawError):
+class FeatureOverflow(Mistake):
     """Features exceed the range of the dtype they are stored in."""
 
 

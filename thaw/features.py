@@ -136,6 +136,7 @@ def _fill(
 ) -> int:
     """Compute and publish the rows that `space` lacks; returns how many."""
     folder = SpaceFolder(store, space)
+    folder.publish_facts()
     rows = {(row.sha256, view): row for row, view in wanted}
     missing = folder.missing(rows)
     if not missing:

@@ -37,14 +37,14 @@ def build_head(shape: tuple[int, ...], classes: int, settings: HeadConfig) -> An
 
 
 def train_head(
-    features: Features, settings: HeadConfig, gate: GateConfig, store: Store, extension: int = 0
+    features: Features, settings: HeadConfig, gate: GateConfig, store: Store, budget: int = 1
 ) -> Made[Checkpoint]:
     """Train a head for its budget of epochs, or until the gate's verdict on it is settled.
 
     Args:
-        extension: how many further budgets it gets; it goes on from the end of the one before.
+        budget: which one it is; after the first, training goes on from the end of the one before.
     """
-    address = _address(features, settings, gate, extension)
+    address = _address(features, settings, gate, budget)
     found = find_checkpoint(store, address)
     if found:
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
@@ -60,8 +60,8 @@ def train_head(
     )
 
     def begin() -> TrainingState:
-        if extension:
-            before = find_checkpoint(store, _address(features, settings, gate, extension - 1))
+        if budget > 1:
+            before = train_head(features, settings, gate, store, budget - 1).value
             best = load_network(store, before.address).get_weights()
             network = load_network(store, before.address, "last")
             return TrainingState(network=network, history=before.history, best=best)
@@ -73,7 +73,7 @@ def train_head(
         return settings.stop == "when_converged" and judge_convergence(history, gate).state != "improving"
 
     schedule = Schedule(
-        epochs=settings.epochs * (extension + 1),
+        epochs=settings.epochs * budget,
         batch_size=settings.batch_size,
         seed=settings.seed,
         should_stop=settled,
@@ -82,7 +82,7 @@ def train_head(
     return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
 
 
-def _address(features: Features, settings: HeadConfig, gate: GateConfig, extension: int) -> str:
+def _address(features: Features, settings: HeadConfig, gate: GateConfig, budget: int) -> str:
     # The gate decides what is trained only where it ends training.
     ending = gate.model_dump(exclude={"max_extensions", "override_gate"})
     return digest_of(
@@ -91,5 +91,5 @@ def _address(features: Features, settings: HeadConfig, gate: GateConfig, extensi
         features.validation,
         settings,
         ending if settings.stop == "when_converged" else None,
-        extension,
+        budget,
     )

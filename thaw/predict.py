@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from thaw.archive import is_image_name, open_dump
+from thaw.archive import is_image_name, open_dump, printable
 from thaw.errors import BadImage
 from thaw.images import decode_image, resize_image
 from thaw.layout import natural_key
@@ -70,9 +70,9 @@ def _list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[s
         if source.is_dir() or (source.is_file() and zipfile.is_zipfile(source)):
             dump = opened.enter_context(open_dump(source))
             for name in sorted(filter(is_image_name, dump.members()), key=natural_key):
-                yield f"{source}/{name}", partial(dump.read, name)
+                yield f"{printable(str(source))}/{name}", partial(dump.read, name)
         else:
-            yield str(source), partial(_read_file, source)
+            yield printable(str(source)), partial(_read_file, source)
 
 
 def _read_file(path: Path) -> bytes:

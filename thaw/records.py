@@ -242,6 +242,11 @@ class Verdict(Record):
     def opens_gate(self) -> bool:
         return self.state == "plateaued" or self.overridden
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the head is no classifier at all, so that it is not released even by itself."""
+        return self.state in ("diverged", "at_chance")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):

@@ -33,9 +33,10 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     """
     checkpoint = run.fine_tuned or run.head
     settings = run.config.model_dump(mode="json", exclude={"dump"})
-    address = digest_of("run", settings, checkpoint.address, run.verdict, run.precision, run.tested is None)
-    folder = store.folder("runs", address)
-    found = store.read_file(folder / "outcome.json", Outcome, whole=folder)
+    given = (run.manifest.digest, checkpoint.address, run.verdict, run.precision, run.tested is None)
+    address = digest_of("run", settings, *given)
+    files = ("report.html", "report.md", *(("model.keras",) if run.tested else ()))
+    found = store.read_folder("runs", address, "outcome.json", Outcome, files)
     if found:
         return Made(value=found, reused=True, note=f"run {address}")
     outcome = Outcome(

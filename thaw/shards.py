@@ -63,15 +63,18 @@ class SpaceFolder:
             )
         packed = np.frombuffer(b"".join(_pack(key) for key in keys), dtype=_KEY_DTYPE)
         name = hashlib.sha256(packed.tobytes()).hexdigest()[:16]
-        if not (self._folder / "space.json").exists():
-            with self._store.publish_file("features", self.space.digest, "space.json") as partial:
-                partial.write_text(self.space.to_json(), encoding="utf-8")
         with self._store.publish_folder("features", self.space.digest, name) as partial:
             np.save(partial / "features.npy", rows, allow_pickle=False)
             np.save(partial / "keys.npy", packed, allow_pickle=False)
             checksums = {file: checksum(partial / file) for file in ("features.npy", "keys.npy")}
             (partial / "shard.json").write_text(json.dumps({"rows": len(rows), "sha256": checksums}))
         self._open(self._folder / name)
+
+    def publish_facts(self) -> None:
+        """Write `space.json`, which says what the folder's digest stands for, where it is not there."""
+        if not (self._folder / "space.json").exists():
+            with self._store.publish_file("features", self.space.digest, "space.json") as partial:
+                partial.write_text(self.space.to_json(), encoding="utf-8")
 
     def find(self, keys: Iterable[Key]) -> np.ndarray:
         """Where rows lie: an int64 array (n, 2) of shard and row numbers, for `read`."""
@@ -92,7 +95,7 @@ class SpaceFolder:
                     raise ValueError(f"{file} does not match its checksum")
             keys = np.load(folder / "keys.npy", allow_pickle=False)
             features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, FileNotFoundError) as error:
             self._store.set_aside(folder, str(error))
             return
         packed, size = keys.tobytes(), _KEY_DTYPE.itemsize

@@ -34,13 +34,18 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
         strategy index, which draws nothing, so that the same rows have the same digest.
     Raises:
         ShortClass: a class has too few images for a side that the configuration asks for.
-        BadConfig: strategy directory, but the dump has no ready splits.
+        BadConfig: strategy directory, but the dump has no ready splits; or index, but it has.
     """
     shares = {"train": config.train, "validation": config.validation, "test": config.test}
     if config.strategy == "directory" and manifest.layout != "ready_splits":
         raise BadConfig(
             f"setting 'split.strategy': 'directory' needs a dump with ready splits (train/cats/1.jpg beside "
             f"test/cats/2.jpg), this one's layout is '{manifest.layout}'. Use strategy 'index' or 'hash'."
+        )
+    if config.strategy == "index" and manifest.layout == "ready_splits":
+        raise BadConfig(
+            "setting 'split.strategy': this dump has ready splits, and 'index' would mix its test images with "
+            "those to train on. Set it to 'directory', or to 'hash' with fractions to divide the dump anew."
         )
     sides: Sides = {side: [] for side in SIDES}
     ready = {row.side for row in manifest.images if row.side}

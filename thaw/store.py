@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 SomeRecord = TypeVar("SomeRecord", bound=Record)
 
 _ABANDONED_SECONDS = 24 * 3600
+_NEARLY_FULL_BYTES = 1_000_000
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 class Store:
@@ -71,15 +73,30 @@ class Store:
         """The record published as `<kind>/<digest>.json`, or None. A damaged file is set aside."""
         return self.read_file(self.folder(kind, f"{digest}.json"), record)
 
-    def read_file(self, path: Path, record: type[SomeRecord], whole: Path | None = None) -> SomeRecord | None:
-        """The record in a file, or None. A damaged one is set aside, with the `whole` folder it speaks for."""
+    def read_file(self, path: Path, record: type[SomeRecord]) -> SomeRecord | None:
+        """The record in a file, or None. A damaged file is set aside."""
         try:
             return record.from_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            self.set_aside(whole or path, f"not a readable {record.__name__}: {error.errors()[0]['msg']}")
+            self.set_aside(path, f"not a readable {record.__name__}: {error.errors()[0]['msg']}")
             return None
+
+    def read_folder(
+        self, kind: str, digest: str, name: str, record: type[SomeRecord], files: Sequence[str]
+    ) -> SomeRecord | None:
+        """The record that speaks for the folder `<kind>/<digest>`, or None.
+
+        A folder whose record is damaged, or which lacks one of the `files`, is set aside whole.
+        """
+        folder = self.folder(kind, digest)
+        found = self.read_file(folder / name, record)
+        lost = [file for file in files if not (folder / file).is_file()]
+        if folder.exists() and (found is None or lost):
+            self.set_aside(folder, f"it lacks {', '.join(lost or [name])}")
+            return None
+        return found
 
     def publish(self, kind: str, digest: str, record: Record) -> None:
         """Publish a record as `<kind>/<digest>.json`."""
@@ -141,13 +158,16 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # NumPy's and HDF5's own writers report a short write without an error number.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) or (
+                error.errno is None and self.free_bytes() < _NEARLY_FULL_BYTES
+            ):
                 raise DiskFull(
                     f"no room left for the store at {self.root} ({self.free_bytes() / 1e6:.0f} MB free). "
                     "What is published stays valid: make room, or move the store and pass --store, "
                     "then run the same command again."
                 ) from error
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            if error.errno in _NOT_WRITABLE and Path(error.filename or self.root).is_relative_to(self.root):
                 raise StoreNotWritable(
                     f"the store at {self.root} can't be written: {error.strerror}. "
                     "Choose another folder with --store or THAW_STORE, or mend its permissions."

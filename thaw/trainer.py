@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,8 +107,9 @@ def train_network(
     finished = dataclasses.replace(checkpoint, history=state.history)
     with store.publish_folder("checkpoints", checkpoint.address) as partial:
         state.network.save(partial / "last.keras")
-        state.network.set_weights(state.best)
-        state.network.save(partial / "model.keras", include_optimizer=False)
+        best = prepare_keras().models.load_model(partial / "last.keras", compile=False)
+        best.set_weights(state.best)
+        best.save(partial / "model.keras")
         (partial / "checkpoint.json").write_text(finished.to_json(), encoding="utf-8")
     journal.clear()
     return finished
@@ -115,8 +117,8 @@ def train_network(
 
 def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
     """The checkpoint published under an address, or None."""
-    folder = store.folder("checkpoints", address)
-    return store.read_file(folder / "checkpoint.json", Checkpoint, whole=folder)
+    files = ("model.keras", "last.keras")
+    return store.read_folder("checkpoints", address, "checkpoint.json", Checkpoint, files)
 
 
 def load_network(store: Store, address: str, which: Literal["model", "last"] = "model") -> Any:
@@ -217,7 +219,7 @@ class _Journal:
                 with np.load(entry / "best.npz", allow_pickle=False) as arrays:
                     best = [arrays[name] for name in arrays.files]
                 history = History.from_json((entry / "history.json").read_bytes())
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 self._store.set_aside(entry, str(error))
                 continue
             logger.info("going on after epoch %d, where an earlier run was cut off", len(history.epochs))
