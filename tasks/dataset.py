@@ -2,7 +2,7 @@
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.stage import stage
+from tasks.stage import show, stage
 from thaw import backbone as backbones
 from thaw import dump as dumps
 from thaw import split as splits
@@ -25,5 +25,6 @@ def scan_dump(dump: DumpConfig, store: Store) -> Made[Manifest]:
 def split_images(manifest: Manifest, settings: SplitConfig, store: Store) -> Made[Split]:
     made = splits.publish_split(manifest, settings, store)
     rows = [{"side": side, **counts} for side, counts in made.value.counts().items()]
-    create_table_artifact(rows, key="split", description=f"Images of each class, split {made.value.digest}")
+    title = f"Images of each class, split {made.value.digest}"
+    show(create_table_artifact, rows, key="split", description=title)
     return made

@@ -2,7 +2,7 @@
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.stage import stage
+from tasks.stage import show, stage
 from thaw import evaluate as evaluation
 from thaw import release
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
@@ -14,7 +14,7 @@ from thaw.store import Store
 def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Evaluation]:
     made = evaluation.evaluate(checkpoint, test, store)
     figures = {name: str(value) for name, value in vars(made.value.metrics).items()}
-    create_table_artifact([figures], key=f"metrics-{checkpoint.stage.replace('_', '-')}")
+    show(create_table_artifact, [figures], key=f"metrics-{checkpoint.stage.replace('_', '-')}")
     return made
 
 
@@ -22,5 +22,5 @@ def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Eva
 def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     made = release.release_run(run, store)
     report = store.folder("runs", made.value.run, "report.md").read_text(encoding="utf-8")
-    create_markdown_artifact(report, key="report", description=run.title)
+    show(create_markdown_artifact, report, key="report", description=run.title)
     return made

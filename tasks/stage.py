@@ -97,6 +97,15 @@ def _is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     return not isinstance(state.data, ThawError)
 
 
+def show(create: Callable[..., Any], *content: Any, **options: Any) -> Any:
+    """Create or update an artifact in the Prefect UI; a server that can't take it stops no work."""
+    try:
+        return create(*content, **options)
+    except Exception as error:
+        get_run_logger().warning("an artifact was not kept: %s", error)
+        return None
+
+
 class _ProgressArtifacts:
     """Shows long work in the Prefect UI, one progress artifact per label."""
 
@@ -110,8 +119,8 @@ class _ProgressArtifacts:
             return
         self._updated = now
         percent = 100 * done / total
-        if label in self._artifacts:
-            update_progress_artifact(self._artifacts[label], progress=percent)
-        else:
+        if label not in self._artifacts:
             description = f"{label}: {total} in all"
-            self._artifacts[label] = create_progress_artifact(progress=percent, description=description)
+            self._artifacts[label] = show(create_progress_artifact, progress=percent, description=description)
+        elif self._artifacts[label]:
+            show(update_progress_artifact, self._artifacts[label], progress=percent)

@@ -2,7 +2,7 @@
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.stage import stage
+from tasks.stage import show, stage
 from thaw import convergence, fine_tune, head
 from thaw.config import BackboneConfig, FineTuneConfig, GateConfig, HeadConfig
 from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
@@ -19,7 +19,8 @@ def train_head(
 @stage("judge convergence")
 def judge_convergence(trained: Checkpoint, gate: GateConfig) -> Made[Verdict]:
     verdict = convergence.judge_convergence(trained.history, gate)
-    create_table_artifact([vars(verdict)], key="gate", description=f"The gate's verdict: {verdict.state}")
+    title = f"The gate's verdict: {verdict.state}"
+    show(create_table_artifact, [vars(verdict)], key="gate", description=title)
     return Made(value=verdict, reused=False, note=f"{verdict.state}: {verdict.reason}")
 
 

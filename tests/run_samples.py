@@ -159,7 +159,8 @@ def make_photographs(number, size=180):
 
 
 def close_gate(**changes):
-    closed = {"verdict": IMPROVING, "fine_tuned": None, "evaluation": None, **changes}
+    nothing = dict.fromkeys(("fine_tuned", "head_evaluation", "evaluation"))
+    closed = {"verdict": IMPROVING, **nothing, **changes}
     return make_run(**closed)
 
 

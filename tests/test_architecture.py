@@ -75,7 +75,7 @@ print([name for name in ("tensorflow", "keras", "matplotlib", "sklearn") if name
     assert run_python(code).strip() == "[]"
 
 
-def test_help_comes_without_prefect_and_at_once():
+def test_help_comes_without_prefect():
     code = """
 import sys
 from typer.testing import CliRunner
@@ -83,7 +83,16 @@ from flows.__main__ import app
 assert "train" in CliRunner().invoke(app, ["--help"]).output
 print([name for name in ("tensorflow", "keras", "prefect") if name in sys.modules])
 """
-    started = time.monotonic()
     assert run_python(code).strip() == "[]"
-    # 0.4 s on an idle machine; the limit leaves room for a busy one.
-    assert time.monotonic() - started < 10
+
+
+def test_help_takes_less_than_one_and_a_half_seconds():
+    def time_help() -> float:
+        started = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "flows", "--help"], check=True, capture_output=True, cwd=PROJECT
+        )
+        return time.monotonic() - started
+
+    # 0.4 s on an idle machine; the best of three leaves room for a busy one.
+    assert min(time_help() for _ in range(3)) < 1.5

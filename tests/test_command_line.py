@@ -134,6 +134,31 @@ def test_an_overridden_gate_fine_tunes_and_says_so_everywhere(
         assert json.loads(archive.read("thaw.json"))["gate_overridden"] is True
 
 
+def test_a_head_at_chance_is_not_released_even_where_no_fine_tune_is_planned(
+    server: Server, trained: Ended, drawn_dump: Path, place: Path
+):
+    blind = [
+        "--set=backbone.weights=random",
+        "--set=fine_tune.epochs=0",
+        "--set=head.optimizer.learning_rate=1e-7",
+    ]
+    patient = ["--set=gate.min_improvement_nats=1"]
+    ended = server.thaw("train", "--dump", drawn_dump, "--store", place, "--json", *SMALL, *blind, *patient)
+    assert ended.code == 3, ended.err
+    assert ended.json["verdict"] == "at_chance"
+    assert ended.json["model"] is None
+
+
+def test_a_run_whose_model_was_deleted_is_released_again(
+    server: Server, trained: Ended, drawn_dump: Path, place: Path
+):
+    Path(trained.json["model"]).unlink()
+    again = server.thaw("train", "--dump", drawn_dump, "--store", place, "--json", *SMALL)
+    assert again.code == 0, again.err
+    assert "release" not in again.json["cached"]
+    assert Path(again.json["model"]).is_file()
+
+
 def test_predict_answers_for_each_image_and_reports_a_bad_one_in_its_row(
     server: Server, trained: Ended, drawn_dump: Path, tmp_path: Path
 ):
@@ -222,6 +247,12 @@ def test_recipes_lists_every_recipe(server: Server):
         (["train", "--dump", "{dump}", "--set", "head.dropuot=0.1"], "'dropout'"),
         (["train", "--dump", "{dump}", "--set", "head.dropout=1.5"], "nearest valid value"),
         (["train", "--dump", "{dump}", "--set", "nonsense"], "KEY=VALUE"),
+        (["train", "--dump", "{dump}", "--set", "gate=5", "--override-gate"], "has no parts"),
+        (["train", "--dump", "{dump}", "--set", "head.epochs=[1"], "YAML"),
+        (["train", "--dump", "{dump}", "--set", "recipe=5"], "no recipe '5'"),
+        (["train", "--dump", "{dump}", "--recipe", "../recipes/demo"], "no recipe"),
+        (["predict", "{dump}", "{dump}", "--csv", "/nowhere/out.csv"], "no folder /nowhere"),
+        (["features", "--dump", "{dump}", "--recipe=demo", "--cut=block9_pool"], "no layer 'block9_pool'"),
         (["train", "--dump", "{dump}", "--layout", "flatt"], "'flat'"),
         (["train", "--dump", "/nowhere.zip", "--recipe", "demo"], "/nowhere.zip"),
         (["train", "--dump", "{dump}", "--recipe", "demo"], "class 'cat' has 100 usable images"),
@@ -284,13 +315,13 @@ def test_imagenet_weights_that_can_not_be_downloaded_say_what_to_do(
 
 
 def test_a_server_that_does_not_answer_is_told_at_once(server: Server, drawn_dump: Path, tmp_path: Path):
-    ended = server.thaw(
-        *("train", "--dump", drawn_dump, "--store", tmp_path / "store", *SMALL),
-        PREFECT_API_URL="http://127.0.0.1:9/api",
-    )
-    assert ended.code == 2
-    assert "prefect server start" in ended.err
-    assert "Traceback" not in ended.err
+    for url in ("http://127.0.0.1:9/api", "nonsense"):
+        ended = server.thaw(
+            *("train", "--dump", drawn_dump, "--store", tmp_path / "store", *SMALL), PREFECT_API_URL=url
+        )
+        assert ended.code == 2
+        assert "prefect server start" in ended.err
+        assert "Traceback" not in ended.err
 
 
 @pytest.fixture

@@ -162,6 +162,13 @@ def test_no_room_is_told_before_hours_are_spent(drawn_dump: Path, store: Store, 
         fill(drawn_dump, store)
 
 
+def test_an_array_cut_short_by_a_full_disk_is_told_as_such(store: Store, monkeypatch):
+    # What NumPy raises when the disk fills while it writes an array: an OSError without a number.
+    monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
+    with pytest.raises(DiskFull, match="make room"), store.publish_folder("features", "x", "y"):
+        raise OSError("600000 requested and 204736 written")
+
+
 def test_the_notebook_user_gets_arrays_labels_and_names(drawn_dump: Path, store: Store, tmp_path: Path):
     features = fill(drawn_dump, store).value
     export_features(features, tmp_path / "out", store)

@@ -80,7 +80,7 @@ def test_evaluations_of_different_splits_are_not_reported_side_by_side():
 def test_a_closed_gate_says_why():
     text = read_text(render_html(close_gate()))
     assert f"Gate closed: {IMPROVING.reason}." in text
-    assert "Head alone: 96.9 %" in text
+    assert "test images right" not in text
     assert "Gate closed: in the last 5 epochs" in render_markdown(close_gate())
 
 
@@ -161,6 +161,15 @@ def test_mistakes_are_listed_from_the_most_confident_one(run):
     assert "22 of 1,000 test images were called wrongly. The 12 most confident:" in text
     assert "test/0.jpg cat dog 0.9990 test/1.jpg cat dog 0.9990" in text
     assert "test/12.jpg" not in text
+
+
+def test_a_head_released_by_itself_says_so_where_it_was_still_improving():
+    improving = replace(make_run().verdict, state="improving", reason="val loss improved by 0.1 nats")
+    run = make_run(verdict=improving, fine_tuned=None, evaluation=None)
+    text = read_text(render_html(run))
+    assert "Backbone kept frozen" in text
+    assert "The head was released improving: val loss improved by 0.1 nats" in text
+    assert "Gate closed" not in text
 
 
 def test_the_small_backbone_is_never_taken_for_imagenet():

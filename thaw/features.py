@@ -125,6 +125,36 @@ class Rows:
         return self._folder.read(self._places[version][indices]).astype(np.float32)
 
 
+def export_features(features: Features, folder: Path, store: Store) -> list[Path]:
+    """Write the rows of each side as one array for use in a notebook, with their labels and paths beside.
+
+    Files: `bottleneck_features_<side>.npy` in the storage dtype (n, *shape), `labels_<side>.npy` int64
+    (n,), and `classes.json` with the class names by index and the images' paths by side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written, paths = [], {}
+    for side in SIDES:
+        rows = Rows(getattr(features, side), store)
+        array, labels = folder / f"bottleneck_features_{side}.npy", folder / f"labels_{side}.npy"
+        partial = folder / f".{array.name}.partial"
+        header = {
+            "descr": np.dtype(rows.dtype).str,
+            "fortran_order": False,
+            "shape": (len(rows), *rows.shape),
+        }
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(rows), _SHARD_ROWS):
+                file.write(rows.read(slice(start, start + _SHARD_ROWS)).astype(rows.dtype).tobytes())
+        partial.replace(array)
+        np.save(labels, rows.labels)
+        paths[side] = [image.path for image in rows.images]
+        written += [array, labels]
+    names = folder / "classes.json"
+    names.write_text(json.dumps({"classes": rows.classes, "paths": paths}, indent=1), encoding="utf-8")
+    return [*written, names]
+
+
 def _fill(
     space: FeatureSpace,
     wanted: Sequence[tuple[ImageRow, int]],
@@ -252,26 +282,3 @@ def read_pixels(dump: Dump, row: ImageRow, settings: BackboneConfig) -> np.ndarr
         raise BadDump(
             f"{row.path} changed since the dump was scanned ({error}). Run the same command again."
         ) from error
-
-
-def export_features(features: Features, folder: Path, store: Store) -> list[Path]:
-    """Write the rows of each side as one array for use in a notebook, with their labels and paths beside.
-
-    Files: `bottleneck_features_<side>.npy` in the storage dtype (n, *shape), `labels_<side>.npy` int64
-    (n,), and `classes.json` with the class names by index and the images' paths by side.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    written, paths = [], {}
-    for side in SIDES:
-        rows = Rows(getattr(features, side), store)
-        target = folder / f"bottleneck_features_{side}.npy"
-        array = np.lib.format.open_memmap(target, "w+", dtype=rows.dtype, shape=(len(rows), *rows.shape))
-        for start in range(0, len(rows), _SHARD_ROWS):
-            array[start : start + _SHARD_ROWS] = rows.read(slice(start, start + _SHARD_ROWS))
-        array.flush()
-        np.save(folder / f"labels_{side}.npy", rows.labels)
-        paths[side] = [image.path for image in rows.images]
-        written += [target, folder / f"labels_{side}.npy"]
-    facts = {"classes": rows.classes, "paths": paths}
-    (folder / "classes.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    return [*written, folder / "classes.json"]

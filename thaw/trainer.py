@@ -134,10 +134,11 @@ def measure_start(network: Any, validation: Rows, batch_size: int) -> Epoch:
 
 def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
     """Class probabilities of every row: float64 (n, classes), each row summing to 1."""
-    outputs = [
-        np.asarray(network.predict_on_batch(rows.read(slice(start, start + batch_size))))
-        for start in range(0, len(rows), batch_size)
-    ]
+    outputs = []
+    with track("predict", len(rows), "images") as advance:
+        for start in range(0, len(rows), batch_size):
+            outputs.append(np.asarray(network.predict_on_batch(rows.read(slice(start, start + batch_size)))))
+            advance(len(outputs[-1]))
     return spread_classes(np.concatenate(outputs))
 
 

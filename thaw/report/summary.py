@@ -57,7 +57,7 @@ def say_outcome(run: RunSummary) -> str:
             return f"{lead}, not tested."
         return f"{lead}{', ' if ':' in lead else ': '}{_say_accuracy(run.evaluation)}{_say_head_alone(run)}."
     head = f" {say_stage(run.tested)}: {_say_accuracy(run.tested)}." if run.tested else ""
-    if run.verdict.opens_gate:
+    if run.tested:
         return f"Backbone kept frozen.{head}"
     return f"Gate closed: {run.verdict.reason.rstrip('. ')}.{head}"
 
@@ -69,6 +69,11 @@ def list_notices(run: RunSummary) -> list[str]:
         notices.append(
             f"The gate was overridden by override_gate: true. Its verdict was {say_state(run.verdict)}: "
             f"{run.verdict.reason.rstrip('. ')}."
+        )
+    elif run.tested and not run.verdict.opens_gate:
+        notices.append(
+            f"The head was released {say_state(run.verdict)}: {run.verdict.reason.rstrip('. ')}. "
+            "No fine-tune was planned, so the gate kept nothing back."
         )
     if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
@@ -84,7 +89,8 @@ def list_figures(run: RunSummary) -> list[tuple[str, str, str]]:
             figures.append(
                 (f"Accuracy, {say_stage(made).lower()}", say_percent(made.metrics.accuracy), remark)
             )
-    gate = "overridden" if run.verdict.overridden else "open" if run.verdict.opens_gate else "closed"
+    gate = "open" if run.verdict.opens_gate else "not asked" if run.tested else "closed"
+    gate = "overridden" if run.verdict.overridden else gate
     figures.append(("Gate", gate, f"{say_state(run.verdict)}, epoch {run.verdict.epoch}"))
     cached = sum(stage.cached for stage in run.stages)
     remark = f"{cached} of {len(run.stages)} stages cached"
