@@ -4,21 +4,26 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 mistake, 3 the gate stayed closed, 1 anything else.
 """
 
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from flows.terminal import (
+    flatten_outcome,
+    in_words,
+    notes,
+    print_json,
+    print_outcome,
+    print_quarantine,
+    print_table,
+    results,
+)
 from thaw.config import RECIPES, TrainConfig, build_config, list_recipes, read_recipe
 from thaw.errors import BadConfig, Mistake, ThawError
-from thaw.records import Manifest, Outcome, StageTime
 from thaw.store import Store
 
 app = typer.Typer(
@@ -27,8 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a labelled image dump to a tested, fine-tuned classifier.",
 )
-notes = Console(stderr=True, highlight=False)
-results = Console(highlight=False)
 
 DumpOption = Annotated[Path, typer.Option("--dump", help="Zip archive or folder of labelled images.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")]
@@ -49,7 +52,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 _DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
 EXIT_MISTAKE, EXIT_GATE_CLOSED, EXIT_FAULT = 2, 3, 1
 _TYPERS_INTERRUPT = 130
-_QUARANTINED_ROWS = 50
 
 
 @app.command()
@@ -105,13 +107,13 @@ def split(
     # Whoever has too many bad images wants to see them first.
     manifest = scan_dump(config.dump.model_copy(update={"max_quarantine_fraction": 1.0}), place).value
     if not as_json:
-        _print_quarantine(manifest)
+        print_quarantine(manifest)
     check_quarantine(manifest, config.dump.max_quarantine_fraction)
     made = publish_split(manifest, config.split, place).value
     quarantined = [vars(bad) for bad in manifest.quarantined]
     file = place.folder("splits", f"{made.digest}.json")
     if as_json:
-        _print_json(
+        print_json(
             split=made.digest,
             file=str(file),
             layout=manifest.layout,
@@ -120,7 +122,7 @@ def split(
         )
         return
     rows = [(side, *counts.values()) for side, counts in made.counts().items()]
-    _print_table(["side", *made.classes], rows, title=f"split {made.digest}, layout {manifest.layout}")
+    print_table(["side", *made.classes], rows, title=f"split {made.digest}, layout {manifest.layout}")
     results.print(f"written to {file}", soft_wrap=True)
 
 
@@ -158,7 +160,7 @@ def features(
     files = [str(file) for file in export_features(cached.value, export, place)] if export else []
     if as_json:
         space = cached.value.train.space
-        _print_json(space=space, split=made.digest, cached=cached.reused, note=cached.note, files=files)
+        print_json(space=space, split=made.digest, cached=cached.reused, note=cached.note, files=files)
         return
     results.print(f"{cached.note}; {place.folder('features', cached.value.train.space)}", soft_wrap=True)
     for file in files:
@@ -184,7 +186,7 @@ def predict(
     if csv:
         write_csv(csv, facts.classes, rows)
     if as_json:
-        _print_json(classes=facts.classes, images=[vars(row) for row in rows], csv=str(csv) if csv else None)
+        print_json(classes=facts.classes, images=[vars(row) for row in rows], csv=str(csv) if csv else None)
     elif csv:
         results.print(f"{len(rows)} images written to {csv}", soft_wrap=True)
     else:
@@ -197,7 +199,7 @@ def predict(
             )
             for row in rows
         ]
-        _print_table(["path", "class", "probability", "error"], shown)
+        print_table(["path", "class", "probability", "error"], shown)
     if rows and all(row.error for row in rows):
         raise Mistake("none of the images could be read.")
     if not rows:
@@ -217,10 +219,10 @@ def doctor(
     config = build_config(_gather_settings(Path(), recipe, weights, None, None))
     facts = examine_machine(config.backbone, Store(store))
     if as_json:
-        _print_json(**facts)
+        print_json(**facts)
         return
-    rows = [(name.replace("_", " "), _in_words(value)) for name, value in facts.items()]
-    _print_table(["", "this machine"], rows)
+    rows = [(name.replace("_", " "), in_words(value)) for name, value in facts.items()]
+    print_table(["", "this machine"], rows)
 
 
 @app.command()
@@ -228,11 +230,9 @@ def recipes(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the recipes: what each is, and what it is expected to reach."""
     headers = {name: _read_header(RECIPES / f"{name}.yaml") for name in list_recipes()}
     if as_json:
-        _print_json(
-            recipes={name: {"about": header, **read_recipe(name)} for name, header in headers.items()}
-        )
+        print_json(recipes={name: {"about": header, **read_recipe(name)} for name, header in headers.items()})
         return
-    _print_table(["recipe", "what it is"], list(headers.items()))
+    print_table(["recipe", "what it is"], list(headers.items()))
 
 
 def main() -> None:
@@ -259,11 +259,11 @@ def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
     folder = store.folder("runs", outcome.run)
     report, model = folder / "report.html", folder / "model.keras"
     if as_json:
-        _print_json(
-            **_flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model)
+        print_json(
+            **flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model)
         )
     else:
-        _print_outcome(outcome)
+        print_outcome(outcome)
         results.print(f"report  {report}", soft_wrap=True)
         if not outcome.withheld:
             results.print(f"model   {model}", soft_wrap=True)
@@ -272,51 +272,6 @@ def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
             f"[yellow]the gate stayed closed:[/yellow] {outcome.verdict.reason}. No model was released."
         )
         raise typer.Exit(EXIT_GATE_CLOSED)
-
-
-def _flatten_outcome(outcome: Outcome) -> dict[str, Any]:
-    metrics, head = outcome.metrics, outcome.head_metrics
-    return {
-        "run": outcome.run,
-        "recipe": outcome.recipe,
-        "split": outcome.split,
-        "verdict": outcome.verdict.state,
-        "reason": outcome.verdict.reason,
-        "gate_overridden": outcome.verdict.overridden,
-        "val_accuracy": outcome.val_accuracy,
-        "test_accuracy": metrics and metrics.accuracy,
-        "test_accuracy_interval": metrics and metrics.accuracy_interval,
-        "test_log_loss": metrics and metrics.log_loss,
-        "test_auc": metrics and metrics.auc,
-        "test_images": metrics and metrics.images,
-        "head_test_accuracy": head and head.accuracy,
-        "head_test_log_loss": head and head.log_loss,
-        "cached": [stage.stage for stage in outcome.stages if stage.cached],
-        "seconds": _add_up(outcome.stages),
-    }
-
-
-def _add_up(stages: Sequence[StageTime]) -> dict[str, float]:
-    """Seconds by stage; each budget of a head is judged by a stage of the same name."""
-    seconds: dict[str, float] = {}
-    for stage in stages:
-        seconds[stage.stage] = round(seconds.get(stage.stage, 0) + stage.seconds, 3)
-    return seconds
-
-
-def _print_outcome(outcome: Outcome) -> None:
-    rows = [("verdict", f"{outcome.verdict.state}: {outcome.verdict.reason}")]
-    if outcome.val_accuracy is not None:
-        rows.append(("validation accuracy", f"{outcome.val_accuracy:.4f}"))
-    for name, metrics in (("head", outcome.head_metrics), ("model", outcome.metrics)):
-        if metrics:
-            low, high = metrics.accuracy_interval
-            rows.append((f"test accuracy, {name}", f"{metrics.accuracy:.4f} ({low:.4f} to {high:.4f})"))
-            rows.append((f"test log loss, {name}", f"{metrics.log_loss:.4f} nats"))
-    cached = sum(stage.cached for stage in outcome.stages)
-    seconds = sum(stage.seconds for stage in outcome.stages)
-    rows.append(("time", f"{seconds:.0f} s, {cached} of {len(outcome.stages)} stages cached"))
-    _print_table(["", f"{outcome.recipe}, run {outcome.run}"], rows)
 
 
 def _gather_settings(
@@ -354,35 +309,6 @@ def _read_header(file: Path) -> str:
     lines = file.read_text(encoding="utf-8").splitlines()
     header = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
     return " ".join(line for line in header if not line.startswith(("thaw ", "Source:")))
-
-
-def _print_quarantine(manifest: Manifest) -> None:
-    unlabelled = sum(bad.kind == "unlabelled" for bad in manifest.quarantined)
-    listed = [bad for bad in manifest.quarantined if bad.kind != "unlabelled"]
-    rows = [(bad.path, bad.label or "", bad.reason) for bad in listed[:_QUARANTINED_ROWS]]
-    if len(listed) > len(rows):
-        rows.append((f"and {len(listed) - len(rows)} more", "", "see the manifest in the store"))
-    if unlabelled:
-        rows.append((f"{unlabelled} images", "", "no label in their names"))
-    if rows:
-        _print_table(["quarantined", "class", "reason"], rows)
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
-    return ("\n".join(map(str, value)) or "none") if isinstance(value, list) else str(value)
-
-
-def _print_json(**values: Any) -> None:
-    sys.stdout.write(json.dumps(values, indent=1) + "\n")
-
-
-def _print_table(columns: list[str], rows: list[tuple[Any, ...]], title: str | None = None) -> None:
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    results.print(table)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from thaw.trainer import (
     list_layers,
     load_network,
     measure_start,
+    plan_checkpoint,
     train_network,
 )
 
@@ -42,14 +43,7 @@ def fine_tune(
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
     train, validation = Rows(features.train, store), Rows(features.validation, store)
     counts = validation.count_labels()
-    checkpoint = Checkpoint(
-        address=address,
-        stage="fine_tuned",
-        cut=features.cut,
-        split=head.split,
-        space=features.train.space,
-        history=History(validation_counts=counts),
-    )
+    checkpoint = plan_checkpoint(address, "fine_tuned", features, counts)
 
     def begin() -> TrainingState:
         network = thaw_suffix(

@@ -14,6 +14,7 @@ from thaw.trainer import (
     compile_network,
     find_checkpoint,
     load_network,
+    plan_checkpoint,
     train_network,
 )
 
@@ -50,14 +51,7 @@ def train_head(
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
     train, validation = Rows(features.train, store), Rows(features.validation, store)
     counts = validation.count_labels()
-    checkpoint = Checkpoint(
-        address=address,
-        stage="head",
-        cut=features.cut,
-        split=features.train.split,
-        space=features.train.space,
-        history=History(validation_counts=counts),
-    )
+    checkpoint = plan_checkpoint(address, "head", features, counts)
 
     def begin() -> TrainingState:
         if budget > 1:

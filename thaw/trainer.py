@@ -20,7 +20,7 @@ from thaw.config import OptimizerConfig
 from thaw.device import prepare_keras
 from thaw.features import Rows
 from thaw.progress import track
-from thaw.records import Checkpoint, Epoch, History
+from thaw.records import Checkpoint, Epoch, Features, History
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
@@ -113,6 +113,20 @@ def train_network(
         (partial / "checkpoint.json").write_text(finished.to_json(), encoding="utf-8")
     journal.clear()
     return finished
+
+
+def plan_checkpoint(
+    address: str, stage: Literal["head", "fine_tuned"], features: Features, validation_counts: tuple[int, ...]
+) -> Checkpoint:
+    """The checkpoint that training on these features is to become, its history still empty."""
+    return Checkpoint(
+        address=address,
+        stage=stage,
+        cut=features.cut,
+        split=features.train.split,
+        space=features.train.space,
+        history=History(validation_counts=validation_counts),
+    )
 
 
 def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
