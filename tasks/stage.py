@@ -5,6 +5,7 @@ and as Failed with one plain sentence where `thaw` says what is wrong. It report
 Prefect UI, and how long it took to the flow that called it.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ Value = TypeVar("Value")
 
 _stages: ContextVar[list[StageTime] | None] = ContextVar("stages", default=None)
 _ARTIFACT_SECONDS = 5.0
+
+# Prefect sends the loggers of PREFECT_LOGGING_EXTRA_LOGGERS to the run's log, but leaves them at Python's WARNING.
+logging.getLogger("thaw").setLevel(logging.INFO)
 
 
 @contextmanager
