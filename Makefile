@@ -26,4 +26,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo store
+	rm -rf $(VENV) store

@@ -79,7 +79,7 @@ def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Run the whole method offline on drawn cats and dogs, with a small backbone."""
     from thaw.drawings import draw_dump
 
-    place = Store(store or "demo")
+    place = Store(store)
     place.check_writable()
     dump = place.root / "drawn-cats-and-dogs.zip"
     if not dump.exists():

@@ -12,6 +12,8 @@ import pytest
 from tests.command import SMALL, Ended, Server
 from tests.salted import salt_dump
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
