@@ -146,7 +146,8 @@ def features(
     """Fill the feature cache: every image of the split, once through the frozen backbone."""
     from thaw.backbone import check_cut, load_backbone
     from thaw.dump import scan_dump
-    from thaw.features import cache_features, export_features
+    from thaw.features import cache_features
+    from thaw.rows import export_features
     from thaw.split import publish_split
 
     place = Store(store)

@@ -11,10 +11,11 @@ from tasks import dataset, features, release, training
 from tasks.stage import time_stages
 from thaw.backbone import check_cut
 from thaw.config import TrainConfig
-from thaw.device import choose_precision
 from thaw.errors import ThawError
+from thaw.precision import choose_precision
 from thaw.records import Outcome, StageTime
 from thaw.report import RunSummary
+from thaw.rows import ViewSource
 from thaw.store import Store
 
 StorePath = Annotated[
@@ -52,13 +53,18 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
     split = dataset.split_images(manifest, config.split, store)
 
     images = (split, config.dump, backbone, config.backbone)
-    if thaws:
-        # Bottleneck features are then computed from these, and no image passes the prefix twice.
-        shallow = features.cache_features(*images, tuning.cut, store)
-    bottlenecks = features.cache_features(*images, backbone.end, store)
+    source = ViewSource(
+        dump=config.dump, backbone=backbone, settings=config.backbone, augmentation=config.augmentation
+    )
+    # What fine-tuning will start from comes up on the way, and no image passes the prefix twice.
+    keep = (tuning.cut,) if thaws else ()
+    bottlenecks = features.cache_features(*images, backbone.end, store, keep)
+    if config.head.views:
+        views = (config.head.views, config.augmentation)
+        bottlenecks = features.cache_views(*images, backbone.end, store, *views, keep)
 
     for budget in range(1, config.gate.max_extensions + 2):
-        head = training.train_head(bottlenecks, config.head, config.gate, store, budget)
+        head = training.train_head(bottlenecks, config.head, config.gate, store, budget, source)
         verdict = training.judge_convergence(head, config.gate)
         if verdict.state != "improving" or not thaws:
             break
@@ -71,7 +77,7 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
         head=head,
         verdict=verdict,
         backbone=backbone,
-        precision=choose_precision(config.backbone.precision).name,
+        precision=choose_precision(config.backbone.precision, store).name,
     )
     if not verdict.opens_gate and (thaws or verdict.is_hopeless):
         return release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
@@ -80,7 +86,9 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
     if thaws:
         if tuning.views:
             shallow = features.cache_views(*images, tuning.cut, store, tuning.views, config.augmentation)
-        tuned = training.thaw_and_train(head, shallow, backbone, config.backbone, tuning, store)
+        else:
+            shallow = features.cache_features(*images, tuning.cut, store)
+        tuned = training.thaw_and_train(head, shallow, backbone, config.backbone, tuning, store, source)
         evaluation = release.evaluate(tuned, shallow.test, store)
         run = dataclasses.replace(run, fine_tuned=tuned, evaluation=evaluation)
     return release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)

@@ -2,16 +2,22 @@
 
 from tasks.stage import stage
 from thaw import features
-from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
+from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig, Views
 from thaw.records import Backbone, Features, Made, Split
 from thaw.store import Store
 
 
 @stage("features at {cut}", tags=("gpu",), retries=1)
 def cache_features(
-    split: Split, dump: DumpConfig, backbone: Backbone, settings: BackboneConfig, cut: str, store: Store
+    split: Split,
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    cut: str,
+    store: Store,
+    keep: tuple[str, ...] = (),
 ) -> Made[Features]:
-    return features.cache_features(split, dump, backbone, settings, cut, store)
+    return features.cache_features(split, dump, backbone, settings, cut, store, keep=keep)
 
 
 @stage("{views} views at {cut}", tags=("gpu",), retries=1)
@@ -22,7 +28,8 @@ def cache_views(
     settings: BackboneConfig,
     cut: str,
     store: Store,
-    views: int,
+    views: Views,
     augmentation: AugmentationConfig,
+    keep: tuple[str, ...] = (),
 ) -> Made[Features]:
-    return features.cache_features(split, dump, backbone, settings, cut, store, views, augmentation)
+    return features.cache_features(split, dump, backbone, settings, cut, store, views, augmentation, keep)

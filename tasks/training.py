@@ -6,14 +6,20 @@ from tasks.stage import show, stage
 from thaw import convergence, fine_tune, head
 from thaw.config import BackboneConfig, FineTuneConfig, GateConfig, HeadConfig
 from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
+from thaw.rows import ViewSource
 from thaw.store import Store
 
 
 @stage("train head, budget {budget}", tags=("gpu",), retries=1)
 def train_head(
-    bottlenecks: Features, settings: HeadConfig, gate: GateConfig, store: Store, budget: int
+    bottlenecks: Features,
+    settings: HeadConfig,
+    gate: GateConfig,
+    store: Store,
+    budget: int,
+    source: ViewSource,
 ) -> Made[Checkpoint]:
-    return head.train_head(bottlenecks, settings, gate, store, budget)
+    return head.train_head(bottlenecks, settings, gate, store, budget, source)
 
 
 @stage("judge convergence")
@@ -32,5 +38,6 @@ def thaw_and_train(
     backbone_settings: BackboneConfig,
     settings: FineTuneConfig,
     store: Store,
+    source: ViewSource,
 ) -> Made[Checkpoint]:
-    return fine_tune.fine_tune(trained, features, backbone, backbone_settings, settings, store)
+    return fine_tune.fine_tune(trained, features, backbone, backbone_settings, settings, store, source)

@@ -16,11 +16,13 @@ from thaw.config import HeadConfig, OptimizerConfig, TrainConfig
 from thaw.device import prepare_keras
 from thaw.dump import scan_dump
 from thaw.evaluate import evaluate, measure
-from thaw.features import Rows, cache_features
+from thaw.features import cache_features
 from thaw.fine_tune import fine_tune, thaw_suffix
 from thaw.head import build_head, train_head
 from thaw.records import Backbone, Features, Split
+from thaw.rows import Rows
 from thaw.split import publish_split
+from thaw.steps import compile_network
 from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
 
@@ -179,7 +181,7 @@ def test_batch_normalisation_stays_in_inference_mode_in_a_thawed_suffix():
     head = build_head((4, 4, 4), 2, HeadConfig())
     thawed = thaw_suffix(network, "cut", head)
     before = [np.array(variable) for variable in network.get_layer("norm").weights]
-    trainer.compile_network(thawed, OptimizerConfig(), 2)
+    compile_network(thawed, OptimizerConfig(), 2)
     thawed.train_on_batch(np.random.default_rng(0).normal(5, 3, (8, 6, 6, 4)), np.ones((8, 1)))
     after = [np.array(variable) for variable in network.get_layer("norm").weights]
     assert all(np.array_equal(one, two) for one, two in zip(before, after, strict=True))

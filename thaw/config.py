@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,12 @@ from thaw.errors import BadConfig
 _BOUNDS = {"ge": "", "le": "", "gt": "just above ", "lt": "just below "}
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
+_VIEWS = (
+    "Augmented views of each image, cached, that epochs cycle through; 0 trains on the image itself; "
+    "fresh draws new ones each epoch, and pays for them each epoch."
+)
 
 Layout = Literal["auto", "flat", "class_folders", "ready_splits"]
 
@@ -139,6 +145,7 @@ class HeadConfig(RecipeSection):
     l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on dense kernels.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
+    views: Views = Field(0, description=_VIEWS)
     epochs: int = Field(50, ge=1, le=10_000, description="Budget; the gate may grant more of the same size.")
     stop: Literal["when_converged", "at_budget"] = Field(
         "when_converged", description="when_converged ends training once the gate's verdict is settled."
@@ -175,12 +182,7 @@ class FineTuneConfig(RecipeSection):
         le=1000,
         description="Stop after so many epochs without a better val loss; null never stops early.",
     )
-    views: int = Field(
-        0,
-        ge=0,
-        le=64,
-        description="Augmented views of each image that epochs cycle through; 0 trains on the image itself.",
-    )
+    views: Views = Field(0, description=_VIEWS)
     seed: int = Field(0, ge=0, description="Of the order of images and of dropout.")
 
 

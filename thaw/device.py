@@ -3,21 +3,10 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-
-_BFLOAT16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precision:
-    """The dtype of the frozen prefix, and why it was chosen."""
-
-    name: str
-    reason: str
+from typing import Any
 
 
 @cache
@@ -53,19 +42,38 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def choose_precision(asked: str) -> Precision:
-    """Settle the precision `auto` to what the machine multiplies in hardware."""
-    if asked != "auto":
-        return Precision(name=asked, reason="set in the configuration")
-    found = [name for flag, name in _BFLOAT16_FLAGS.items() if flag in _processor_flags()]
-    if found:
-        return Precision(name="bfloat16", reason=f"the processor has {' and '.join(found)}")
-    return Precision(name="float32", reason="the processor has no bfloat16 multiplication in hardware")
+def computes_on_cpu() -> bool:
+    """Whether Keras has nothing but processor cores to compute on."""
+    keras = prepare_keras()
+    return all(device.lower().startswith("cpu") for device in keras.distribution.list_devices())
+
+
+def compile_function(function: Callable[..., Any], fuse: bool) -> Callable[..., Any]:
+    """Compile for TensorFlow; `fuse` lets XLA join operations, which pays where memory is what is waited for."""
+    prepare_keras()
+    import tensorflow
+
+    return tensorflow.function(function, jit_compile=fuse, autograph=False)
+
+
+def differentiate(function: Callable[[], tuple[Any, Any]], variables: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """What else `function` returns beside its loss, and the loss's gradients, on TensorFlow.
+
+    Args:
+        function: returns a scalar loss, and anything.
+    """
+    import tensorflow
+
+    with tensorflow.GradientTape() as tape:
+        loss, other = function()
+    return other, tape.gradient(loss, [variable.value for variable in variables])
 
 
 def list_devices() -> list[str]:
     """Names of the devices Keras can use, such as `CPU` or the model of a GPU."""
-    prepare_keras()
+    keras = prepare_keras()
+    if keras.backend.backend() != "tensorflow":
+        return keras.distribution.list_devices()
     import tensorflow
 
     devices = tensorflow.config.list_physical_devices()
@@ -92,13 +100,3 @@ def _quiet_standard_error() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-@cache
-def _processor_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.split())

@@ -6,8 +6,9 @@ from typing import Any
 
 from thaw.backbone import load_backbone
 from thaw.config import BackboneConfig
-from thaw.device import choose_precision, list_devices
+from thaw.device import list_devices
 from thaw.errors import ThawError
+from thaw.precision import choose_precision
 from thaw.release import list_versions
 from thaw.store import Store
 
@@ -18,7 +19,7 @@ def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
     `problems` lists what would stop a run; it is empty on a machine that is ready.
     """
     problems = []
-    precision = choose_precision(settings.precision)
+    precision = choose_precision(settings.precision, store)
     facts: dict[str, Any] = {
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "devices": list_devices(),

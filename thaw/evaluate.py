@@ -3,8 +3,8 @@
 import numpy as np
 
 from thaw.errors import UnlikeSplits
-from thaw.features import Rows
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Metrics, Prediction, Split, digest_of
+from thaw.rows import Rows
 from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
 

@@ -1,44 +1,39 @@
-"""Push images once through the frozen prefix and keep what comes out.
-
-A feature depends on its space alone, not on the way it was computed: at every pooling the
-activations are rounded to the storage dtype, so that a deep cut computed from a cached shallower
-one equals the same cut computed from pixels.
-"""
+"""Fill the feature cache: each image passes the frozen prefix once per view, whatever asks for it."""
 
 import dataclasses
-import hashlib
-import json
 import logging
-from collections import deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from itertools import groupby, islice
+from typing import Literal, TypeVar
 
 import numpy as np
 
-from thaw.archive import Dump, open_dump
-from thaw.augment import draw_view
-from thaw.backbone import build_backbone, check_cut, cut_model, cut_points, preprocess
+from thaw.archive import open_dump
+from thaw.backbone import check_cut, cut_points
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
-from thaw.device import choose_precision, prepare_keras
-from thaw.errors import BadDump, BadImage
-from thaw.images import decode_image, resize_image
+from thaw.extract import BATCH_ROWS, Extractor, map_ahead, read_views
+from thaw.precision import choose_precision
 from thaw.progress import track
 from thaw.records import SIDES, Backbone, Features, FeatureSet, FeatureSpace, ImageRow, Made, Split
 from thaw.shards import Key, SpaceFolder
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
-_BATCH_ROWS = 32
 # A killed writer loses at most one shard: some ten seconds of VGG16 on two cores.
 _SHARD_ROWS = 256
-_DECODE_AHEAD = 3 * _BATCH_ROWS
+_PIXELS_AHEAD_ROWS = 3 * BATCH_ROWS
+_FEATURES_AHEAD_BATCHES = 2
 
 
 def describe_space(
-    backbone: Backbone, settings: BackboneConfig, cut: str, augmentation: AugmentationConfig | None = None
+    backbone: Backbone,
+    settings: BackboneConfig,
+    cut: str,
+    store: Store,
+    augmentation: AugmentationConfig | None = None,
 ) -> FeatureSpace:
     """The space that features at `cut` belong to, with the precision settled for this machine."""
     return FeatureSpace(
@@ -48,7 +43,7 @@ def describe_space(
         image_size_pixels=settings.image_size_pixels,
         resize_filter=settings.resize_filter,
         preprocessing=backbone.preprocessing,
-        precision=choose_precision(settings.precision).name,
+        precision=choose_precision(settings.precision, store).name,
         storage=settings.storage,
         augmentation=augmentation.model_dump() if augmentation else None,
     )
@@ -61,102 +56,44 @@ def cache_features(
     settings: BackboneConfig,
     cut: str,
     store: Store,
-    views: int = 0,
+    views: int | Literal["fresh"] = 0,
     augmentation: AugmentationConfig | None = None,
+    keep: Sequence[str] = (),
 ) -> Made[Features]:
     """Fill the cache at `cut` with every image of the split, or `views` augmented views of those to train on.
 
     Only rows that are missing are computed, from the deepest cached cut that has them, else from pixels.
+    Fresh views are drawn when they are trained on: nothing of them is cached.
+
+    Args:
+        keep: shallower cuts to fill in the same pass.
 
     Raises:
         BadCut: the backbone can't be cut there.
         BadDump: an image changed since the dump was scanned.
         DiskFull: there is no room for the missing rows.
     """
-    check_cut(backbone, cut)
-    plain = describe_space(backbone, settings, cut)
+    for each in (cut, *keep):
+        check_cut(backbone, each)
+    cuts = sorted({cut, *keep}, key=backbone.layers.index)
+    plain = describe_space(backbone, settings, cut, store)
     sides = {side: FeatureSet(space=plain.digest, split=split.digest, side=side) for side in SIDES}
     wanted = [(row, 0) for side in SIDES if side != "train" or not views for row in split.rows(side)]
-    made, total = _fill(plain, wanted, dump, backbone, settings, None, store), len(wanted)
+    made, total = _fill(plain, cuts, wanted, dump, backbone, settings, None, store), len(wanted)
     if views:
-        space = describe_space(backbone, settings, cut, augmentation)
-        wanted = [(row, view) for view in range(1, views + 1) for row in split.train]
-        made += _fill(space, wanted, dump, backbone, settings, augmentation, store)
+        space = describe_space(backbone, settings, cut, store, augmentation)
+        cached = () if views == "fresh" else range(1, views + 1)
+        wanted = [(row, view) for row in split.train for view in cached]
+        made += _fill(space, cuts, wanted, dump, backbone, settings, augmentation, store)
         total += len(wanted)
         sides["train"] = dataclasses.replace(sides["train"], space=space.digest, views=views)
-    note = f"{total - made} of {total} rows at {cut} were cached"
+    note = f"{total - made} of {total} rows at {' and '.join(cuts)} were cached"
     return Made(value=Features(cut=cut, **sides), reused=made == 0, note=note)
-
-
-class Rows:
-    """The cached rows behind a FeatureSet: read from memory-mapped shards, in any order.
-
-    Attributes:
-        images: the manifest rows, in the order of the split.
-        classes: the class names, by index.
-        labels: int64 (n,), the class index of each image.
-        versions: how many versions of each image there are: its views, or 1, the image itself.
-        shape: one row's (height, width, channels).
-        dtype: what the rows are stored in.
-    """
-
-    def __init__(self, features: FeatureSet, store: Store):
-        split = store.read("splits", features.split, Split)
-        self.images = images = split.rows(features.side)
-        self.classes = split.classes
-        self.labels = np.array(split.labels(features.side), dtype=np.int64)
-        views = range(1, features.views + 1) if features.views else (0,)
-        self.versions = len(views)
-        space = store.read_file(store.folder("features", features.space, "space.json"), FeatureSpace)
-        self._folder = SpaceFolder(store, space)
-        self._places = [self._folder.find((row.sha256, view) for row in images) for view in views]
-        self.shape = self._folder.shape
-        self.dtype = self._folder.space.storage
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def count_labels(self) -> tuple[int, ...]:
-        """Images of each class, by class index."""
-        return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.classes)))
-
-    def read(self, indices: np.ndarray | slice, version: int = 0) -> np.ndarray:
-        """Features of the images at `indices`: float32 (n, *shape)."""
-        return self._folder.read(self._places[version][indices]).astype(np.float32)
-
-
-def export_features(features: Features, folder: Path, store: Store) -> list[Path]:
-    """Write the rows of each side as one array for use in a notebook, with their labels and paths beside.
-
-    Files: `bottleneck_features_<side>.npy` in the storage dtype (n, *shape), `labels_<side>.npy` int64
-    (n,), and `classes.json` with the class names by index and the images' paths by side.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    written, paths = [], {}
-    for side in SIDES:
-        rows = Rows(getattr(features, side), store)
-        array, labels = folder / f"bottleneck_features_{side}.npy", folder / f"labels_{side}.npy"
-        partial = folder / f".{array.name}.partial"
-        header = {
-            "descr": np.dtype(rows.dtype).str,
-            "fortran_order": False,
-            "shape": (len(rows), *rows.shape),
-        }
-        with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(rows), _SHARD_ROWS):
-                file.write(rows.read(slice(start, start + _SHARD_ROWS)).astype(rows.dtype).tobytes())
-        partial.replace(array)
-        np.save(labels, rows.labels)
-        paths[side] = [image.path for image in rows.images]
-        written += [array, labels]
-    names = folder / "classes.json"
-    names.write_text(json.dumps({"classes": rows.classes, "paths": paths}, indent=1), encoding="utf-8")
-    return [*written, names]
 
 
 def _fill(
     space: FeatureSpace,
+    cuts: Sequence[str],
     wanted: Sequence[tuple[ImageRow, int]],
     dump: DumpConfig,
     backbone: Backbone,
@@ -164,121 +101,91 @@ def _fill(
     augmentation: AugmentationConfig | None,
     store: Store,
 ) -> int:
-    """Compute and publish the rows that `space` lacks; returns how many."""
-    folder = SpaceFolder(store, space)
-    folder.publish_facts()
+    """Compute and publish the rows that `space` lacks at any of the cuts; returns how many."""
+    folders = {cut: SpaceFolder(store, dataclasses.replace(space, cut=cut)) for cut in cuts}
+    for folder in folders.values():
+        folder.publish_facts()
     rows = {(row.sha256, view): row for row, view in wanted}
-    missing = folder.missing(rows)
+    plan = _plan(folders, rows, backbone, store)
+    missing = sum(len(keys) for keys in plan.values())
     if not missing:
         return 0
-    computed = len(missing)
-    label = f"{space.cut} of {'views' if augmentation else 'images'}"
-    with track(label, len(rows), "images", done=len(rows) - computed) as advance:
-        for cut in reversed(cut_points(backbone, space.cut)[:-1]):
-            shallow = SpaceFolder(store, dataclasses.replace(space, cut=cut))
-            absent = set(shallow.missing(missing))
-            present = [key for key in missing if key not in absent]
-            if present:
-                logger.info("%d rows at %s are computed from %s", len(present), space.cut, cut)
-                extractor = _build_extractor(space, backbone, start=cut, shape=shallow.shape)
-                batches = (shallow.read(shallow.find(keys)) for keys in _chunks(present, _BATCH_ROWS))
-                _publish(folder, present, batches, extractor, advance, store)
-                missing = [key for key in missing if key in absent]
-        if missing:
-            extractor = _build_extractor(space, backbone, start=None, shape=None)
-            with open_dump(dump.path) as opened:
+    label = f"{' and '.join(cuts)} of {'views' if augmentation else 'images'}"
+    with (
+        track(label, len(rows), "images", done=len(rows) - missing) as advance,
+        open_dump(dump.path) as opened,
+    ):
 
-                def draw(key: Key) -> np.ndarray:
-                    pixels = read_pixels(opened, rows[key], settings)
-                    return draw_view(pixels, key[0], key[1], augmentation) if augmentation else pixels
+        def draw(image: tuple[str, list[int]]) -> list[np.ndarray]:
+            sha256, views = image
+            return read_views(opened, rows[sha256, views[0]], views, settings, augmentation)
 
-                batches = (np.stack(list(batch)) for batch in _chunks(_map_ahead(draw, missing), _BATCH_ROWS))
-                _publish(folder, missing, batches, extractor, advance, store)
-    return computed
+        for (start, ends), keys in plan.items():
+            extractor = Extractor(space, backbone, start, ends)
+            if start is None:
+                images = [
+                    (sha256, [view for _, view in of]) for sha256, of in groupby(keys, lambda key: key[0])
+                ]
+                ahead = -(-_PIXELS_AHEAD_ROWS * len(images) // len(keys))
+                pixels = (view for views in map_ahead(draw, images, ahead) for view in views)
+                batches: Iterable = (np.stack(batch) for batch in _chunks(pixels, BATCH_ROWS))
+            else:
+                logger.info("%d rows at %s are computed from %s", len(keys), " and ".join(ends), start)
+                shallow = SpaceFolder(store, dataclasses.replace(space, cut=start))
+                places = (shallow.find(batch) for batch in _chunks(keys, BATCH_ROWS))
+                batches = map_ahead(shallow.read, places, _FEATURES_AHEAD_BATCHES, threads=1)
+            _publish([folders[end] for end in ends], keys, iter(batches), extractor, advance, store)
+    return missing
+
+
+def _plan(
+    folders: dict[str, SpaceFolder], keys: Iterable[Key], backbone: Backbone, store: Store
+) -> dict[tuple[str | None, tuple[str, ...]], list[Key]]:
+    """What to compute: the missing keys by (cut to start from, cuts to reach); None starts from pixels."""
+    keys = list(keys)
+    absent = {cut: set(folder.missing(keys)) for cut, folder in folders.items()}
+    incomplete = [key for key in keys if any(key in lacking for lacking in absent.values())]
+    if not incomplete:
+        return {}
+    space = next(iter(folders.values())).space
+    poolings = cut_points(backbone, list(folders)[-1])[:-1]
+    present = {
+        cut: set(incomplete).difference(
+            SpaceFolder(store, dataclasses.replace(space, cut=cut)).missing(incomplete)
+        )
+        for cut in poolings
+    }
+    plan = defaultdict(list)
+    for key in incomplete:
+        ends = tuple(cut for cut, lacking in absent.items() if key in lacking)
+        before = cut_points(backbone, ends[0])[:-1]
+        start = next((cut for cut in reversed(before) if key in present[cut]), None)
+        plan[start, ends].append(key)
+    return plan
 
 
 def _publish(
-    folder: SpaceFolder,
+    folders: Sequence[SpaceFolder],
     keys: Sequence[Key],
     batches: Iterator[np.ndarray],
-    extractor: Any,
+    extractor: Extractor,
     advance: Callable[..., None],
     store: Store,
 ) -> None:
-    """Run batches through the extractor and publish the results shard by shard."""
+    """Run batches through the extractor and publish what comes out at each end, shard by shard."""
     for number, shard in enumerate(_chunks(keys, _SHARD_ROWS)):
         outputs = []
-        for _ in _chunks(shard, _BATCH_ROWS):
-            batch = next(batches)
-            # One batch shape means one compiled graph, and rows that don't depend on their neighbours.
-            padding = [(0, _BATCH_ROWS - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-            outputs.append(extractor.predict_on_batch(np.pad(batch, padding))[: len(batch)])
-            advance(len(batch))
-        features = np.concatenate(outputs)
+        for _ in _chunks(shard, BATCH_ROWS):
+            outputs.append(extractor(next(batches)))
+            advance(len(outputs[-1][0]))
+        features = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
         if number == 0:
-            store.check_room(len(keys) * features[0].size * np.dtype(folder.space.storage).itemsize)
-        folder.append(shard, features)
+            store.check_room(len(keys) * sum(rows[0].nbytes for rows in features))
+        for folder, rows in zip(folders, features, strict=True):
+            folder.append(shard, rows)
 
 
-def _build_extractor(
-    space: FeatureSpace, backbone: Backbone, start: str | None, shape: tuple[int, ...] | None
-) -> Any:
-    """A model from uint8 pixels, or from stored features at `start`, to float32 features at the space's cut."""
-    keras = prepare_keras()
-    network = build_backbone(backbone, space.image_size_pixels, space.precision)
-    points = cut_points(backbone, space.cut)
-    if start is None:
-        size = space.image_size_pixels
-        entry = keras.Input((size, size, 3), dtype="uint8")
-        tensor = preprocess(keras.ops.cast(entry, "float32"), space.preprocessing)
-    else:
-        points = points[points.index(start) + 1 :]
-        entry = tensor = keras.Input(shape, dtype=space.storage)
-    for point in points:
-        tensor = cut_model(network, start, point)(keras.ops.cast(tensor, space.precision))
-        tensor = keras.ops.cast(tensor, space.storage)
-        start = point
-    return keras.Model(entry, keras.ops.cast(tensor, "float32"))
-
-
-def _map_ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """Results of `function` in order, computed on threads a bounded distance ahead."""
-    with ThreadPoolExecutor() as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > _DECODE_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    left = iter(items)
+    while chunk := list(islice(left, size)):
         yield chunk
-
-
-def read_pixels(dump: Dump, row: ImageRow, settings: BackboneConfig) -> np.ndarray:
-    """One image of an open dump as the backbone gets it: uint8 (size, size, 3).
-
-    Raises:
-        BadDump: its bytes are not those that were scanned.
-    """
-    try:
-        data = dump.read(row.path)
-        if hashlib.sha256(data).hexdigest() != row.sha256:
-            raise BadImage("its bytes are others")
-        return resize_image(decode_image(data), settings.image_size_pixels, settings.resize_filter)
-    except BadImage as error:
-        raise BadDump(
-            f"{row.path} changed since the dump was scanned ({error}). Run the same command again."
-        ) from error

@@ -8,17 +8,15 @@ from typing import Any
 from thaw.backbone import build_backbone, cut_model
 from thaw.config import BackboneConfig, FineTuneConfig
 from thaw.device import prepare_keras
-from thaw.features import Rows
 from thaw.records import Backbone, Checkpoint, Features, History, Made, digest_of
+from thaw.rows import Rows, ViewSource, open_training_rows
+from thaw.steps import compile_network, list_layers
 from thaw.store import Store
 from thaw.trainer import (
     Schedule,
     TrainingState,
-    compile_network,
     find_checkpoint,
-    list_layers,
     load_network,
-    measure_start,
     plan_checkpoint,
     train_network,
 )
@@ -31,17 +29,21 @@ def fine_tune(
     backbone_settings: BackboneConfig,
     settings: FineTuneConfig,
     store: Store,
+    source: ViewSource | None = None,
 ) -> Made[Checkpoint]:
     """Train the layers after `settings.cut` and the head, from the head's best weights on.
 
     The best weights by validation loss are kept; those at the start take part, so that a fine-tuned
     network never validates worse than its head.
+
+    Args:
+        source: what fresh views are drawn from, where the features ask for those.
     """
     address = digest_of("fine_tune", head.address, features.train, features.validation, settings)
     found = find_checkpoint(store, address)
     if found:
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
-    train, validation = Rows(features.train, store), Rows(features.validation, store)
+    validation = Rows(features.validation, store)
     counts = validation.count_labels()
     checkpoint = plan_checkpoint(address, "fine_tuned", features, counts)
 
@@ -52,18 +54,21 @@ def fine_tune(
             load_network(store, head.address),
         )
         compile_network(network, settings.optimizer, len(counts))
-        start = measure_start(network, validation, settings.batch_size)
-        history = History(validation_counts=counts, start=start)
-        return TrainingState(network=network, history=history, best=network.get_weights())
+        return TrainingState(network=network, history=checkpoint.history, best=network.get_weights())
 
     def has_settled(history: History) -> bool:
         patience = settings.patience_epochs
         return patience is not None and len(history.epochs) - history.best_epoch >= patience
 
     schedule = Schedule(
-        epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed, should_stop=has_settled
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        should_stop=has_settled,
+        measures_start=True,
     )
-    finished = train_network(begin, train, validation, schedule, store, checkpoint, "fine-tune")
+    with open_training_rows(features, source, store) as train:
+        finished = train_network(begin, train, validation, schedule, store, checkpoint, "fine-tune")
     return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
 
 

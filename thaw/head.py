@@ -5,13 +5,13 @@ from typing import Any
 from thaw.config import GateConfig, HeadConfig
 from thaw.convergence import judge_convergence
 from thaw.device import prepare_keras
-from thaw.features import Rows
 from thaw.records import Checkpoint, Features, History, Made, digest_of
+from thaw.rows import Rows, ViewSource, open_training_rows
+from thaw.steps import compile_network
 from thaw.store import Store
 from thaw.trainer import (
     Schedule,
     TrainingState,
-    compile_network,
     find_checkpoint,
     load_network,
     plan_checkpoint,
@@ -38,28 +38,34 @@ def build_head(shape: tuple[int, ...], classes: int, settings: HeadConfig) -> An
 
 
 def train_head(
-    features: Features, settings: HeadConfig, gate: GateConfig, store: Store, budget: int = 1
+    features: Features,
+    settings: HeadConfig,
+    gate: GateConfig,
+    store: Store,
+    budget: int = 1,
+    source: ViewSource | None = None,
 ) -> Made[Checkpoint]:
     """Train a head for its budget of epochs, or until the gate's verdict on it is settled.
 
     Args:
         budget: which one it is; after the first, training goes on from the end of the one before.
+        source: what fresh views are drawn from, where the features ask for those.
     """
     address = _address(features, settings, gate, budget)
     found = find_checkpoint(store, address)
     if found:
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
-    train, validation = Rows(features.train, store), Rows(features.validation, store)
+    validation = Rows(features.validation, store)
     counts = validation.count_labels()
     checkpoint = plan_checkpoint(address, "head", features, counts)
 
     def begin() -> TrainingState:
         if budget > 1:
-            before = train_head(features, settings, gate, store, budget - 1).value
+            before = train_head(features, settings, gate, store, budget - 1, source).value
             best = load_network(store, before.address).get_weights()
             network = load_network(store, before.address, "last")
             return TrainingState(network=network, history=before.history, best=best)
-        network = build_head(train.shape, len(counts), settings)
+        network = build_head(validation.shape, len(counts), settings)
         compile_network(network, settings.optimizer, len(counts))
         return TrainingState(network=network, history=checkpoint.history, best=network.get_weights())
 
@@ -72,7 +78,8 @@ def train_head(
         seed=settings.seed,
         should_stop=settled,
     )
-    finished = train_network(begin, train, validation, schedule, store, checkpoint, "head")
+    with open_training_rows(features, source, store) as train:
+        finished = train_network(begin, train, validation, schedule, store, checkpoint, "head")
     return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from thaw.archive import is_image_name, open_dump, printable
 from thaw.errors import BadImage
-from thaw.images import decode_image, resize_image
+from thaw.images import read_image
 from thaw.layout import natural_key
 from thaw.model import ModelFacts, predict_pixels
 from thaw.progress import track
@@ -87,7 +87,7 @@ def _read_image(
 ) -> np.ndarray | str:
     """The pixels, or the reason why there are none."""
     try:
-        return resize_image(decode_image(image[1]()), size_pixels, resize_filter)
+        return read_image(image[1](), size_pixels, resize_filter)
     except BadImage as error:
         return str(error)
 

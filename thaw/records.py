@@ -169,13 +169,14 @@ class FeatureSpace(Record):
 class FeatureSet(Record):
     """A handle to the rows of one side of a split in a space: digests, never arrays.
 
-    `views` is 0 for the images themselves, else the number of augmented views of each image.
+    `views` is 0 for the images themselves, else the number of augmented views of each image, or fresh
+    where each epoch draws its own, of which nothing is cached.
     """
 
     space: str
     split: str
     side: Side
-    views: int = 0
+    views: int | Literal["fresh"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

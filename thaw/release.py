@@ -10,7 +10,7 @@ import numpy as np
 from thaw.archive import open_dump
 from thaw.augment import draw_view
 from thaw.errors import ParityFailed
-from thaw.features import read_pixels
+from thaw.extract import read_pixels
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
 from thaw.records import Made, Outcome, digest_of
 from thaw.report import RunSummary, render_markdown, write_report

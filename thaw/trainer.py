@@ -5,6 +5,7 @@ slots, so that a run that was cut off ends with the very weights of an undisturb
 """
 
 import dataclasses
+import itertools
 import logging
 import math
 import shutil
@@ -16,27 +17,30 @@ from typing import Any, Literal
 
 import numpy as np
 
-from thaw.config import OptimizerConfig
 from thaw.device import prepare_keras
-from thaw.features import Rows
+from thaw.extract import map_ahead
 from thaw.progress import track
 from thaw.records import Checkpoint, Epoch, Features, History
+from thaw.rows import FreshRows, Rows
+from thaw.steps import KerasSteps, compile_steps, list_layers
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
 
 # Epochs of a head take a fraction of a second; saving after each would cost more than they do.
 _JOURNAL_SECONDS = 5.0
+_VALIDATED_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long to train, on what batches, and when to stop early."""
+    """How long to train, on what batches, when to stop early, and whether the weights at the start compete."""
 
     epochs: int
     batch_size: int
     seed: int
     should_stop: Callable[[History], bool]
+    measures_start: bool = False
 
 
 @dataclass(kw_only=True)
@@ -48,31 +52,9 @@ class TrainingState:
     best: list[np.ndarray]
 
 
-def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> None:
-    """Attach optimizer, cross-entropy and accuracy: binary for two classes, sparse for more."""
-    keras = prepare_keras()
-    rate = optimizer.learning_rate
-    made = {
-        "rmsprop": lambda: keras.optimizers.RMSprop(rate, momentum=optimizer.momentum),
-        "sgd": lambda: keras.optimizers.SGD(rate, momentum=optimizer.momentum),
-        "adam": lambda: keras.optimizers.Adam(rate),
-    }[optimizer.name]()
-    if classes == 2:
-        loss, metrics = (
-            keras.losses.BinaryCrossentropy(),
-            (keras.metrics.BinaryCrossentropy, keras.metrics.BinaryAccuracy),
-        )
-    else:
-        loss = keras.losses.SparseCategoricalCrossentropy()
-        metrics = (keras.metrics.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy)
-    # The loss contains weight penalties; histories compare cross-entropies, so that is a metric of its own.
-    named = [metric(name=name) for metric, name in zip(metrics, ("cross_entropy", "accuracy"), strict=True)]
-    network.compile(optimizer=made, loss=loss, metrics=named)
-
-
 def train_network(
     begin: Callable[[], TrainingState],
-    train: Rows,
+    train: Rows | FreshRows,
     validation: Rows,
     schedule: Schedule,
     store: Store,
@@ -90,10 +72,13 @@ def train_network(
     """
     journal = _Journal(store, checkpoint.address)
     state = journal.read() or begin()
+    steps = compile_steps(state.network)
+    if schedule.measures_start and not state.history.start:
+        state.history = dataclasses.replace(state.history, start=_measure_start(steps, validation))
     done = len(state.history.epochs)
     with track(label, schedule.epochs * len(train), "images", done=done * len(train)) as advance:
         while done < schedule.epochs and not (done and _is_over(state.history, schedule)):
-            epoch = _run_epoch(state.network, train, validation, schedule, done, advance)
+            epoch = _run_epoch(steps, state.network, train, validation, schedule, done, advance)
             state.history = dataclasses.replace(state.history, epochs=(*state.history.epochs, epoch))
             done += 1
             if state.history.best_epoch == done:
@@ -140,18 +125,13 @@ def load_network(store: Store, address: str, which: Literal["model", "last"] = "
     return prepare_keras().models.load_model(store.folder("checkpoints", address, f"{which}.keras"))
 
 
-def measure_start(network: Any, validation: Rows, batch_size: int) -> Epoch:
-    """The validation figures of a network before it is trained."""
-    loss, accuracy = _validate(network, validation, batch_size)
-    return Epoch(loss=loss, accuracy=accuracy, val_loss=loss, val_accuracy=accuracy, learning_rate=0.0)
-
-
 def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
     """Class probabilities of every row: float64 (n, classes), each row summing to 1."""
     outputs = []
     with track("predict", len(rows), "images") as advance:
         for start in range(0, len(rows), batch_size):
-            outputs.append(np.asarray(network.predict_on_batch(rows.read(slice(start, start + batch_size)))))
+            features = rows.read(slice(start, start + batch_size)).astype(np.float32)
+            outputs.append(np.asarray(network.predict_on_batch(features)))
             advance(len(outputs[-1]))
     return spread_classes(np.concatenate(outputs))
 
@@ -167,19 +147,28 @@ def _is_over(history: History, schedule: Schedule) -> bool:
 
 
 def _run_epoch(
-    network: Any, train: Rows, validation: Rows, schedule: Schedule, number: int, advance: Callable[..., None]
+    steps: KerasSteps,
+    network: Any,
+    train: Rows | FreshRows,
+    validation: Rows,
+    schedule: Schedule,
+    number: int,
+    advance: Callable[..., None],
 ) -> Epoch:
     _seed_dropout(network, [schedule.seed, number])
     order = np.random.default_rng([schedule.seed, number]).permutation(len(train))
-    totals = np.zeros(2)
-    for start in range(0, len(order), schedule.batch_size):
-        batch = np.sort(order[start : start + schedule.batch_size])
-        features = train.read(batch, version=number % train.versions)
-        figures = network.train_on_batch(features, train.labels[batch, None], return_dict=True)
-        totals += len(batch) * _read_figures(figures)
-        advance(len(batch), f"loss {totals[0] / (start + len(batch)):.4f}")
+    groups = list(_group(order, schedule.batch_size, steps.batches))
+
+    def read(group: np.ndarray) -> np.ndarray:
+        return train.read(group.ravel(), epoch=number).reshape(*group.shape, *train.shape)
+
+    totals, done = np.zeros(2), 0
+    for group, features in zip(groups, map_ahead(read, groups, ahead=1, threads=1), strict=True):
+        totals += steps.train(features, train.labels[group])
+        done += group.size
+        advance(group.size, f"loss {totals[0] / done:.4f}")
     loss, accuracy = (totals / len(train)).tolist()
-    val_loss, val_accuracy = _validate(network, validation, schedule.batch_size)
+    val_loss, val_accuracy = _validate(steps, validation)
     return Epoch(
         loss=loss,
         accuracy=accuracy,
@@ -189,20 +178,31 @@ def _run_epoch(
     )
 
 
-def _validate(network: Any, rows: Rows, batch_size: int) -> tuple[float, float]:
+def _group(order: np.ndarray, batch_size: int, batches: int) -> Iterator[np.ndarray]:
+    """Images in the order they are trained on, as arrays (batches, images): groups, single batches, the rest."""
+    grouped = len(order) // (batch_size * batches) * batches
+    whole = len(order) // batch_size
+    starts = [*range(0, grouped, batches), *range(grouped, whole), whole]
+    for start, end in itertools.pairwise([*starts, None]):
+        images = order[start * batch_size : None if end is None else end * batch_size]
+        if len(images):
+            # Within a batch the order does not count, and shards are read from front to back.
+            yield np.sort(images.reshape(1 if end is None else end - start, -1))
+
+
+def _measure_start(steps: KerasSteps, validation: Rows) -> Epoch:
+    """The validation figures of a network before it is trained."""
+    loss, accuracy = _validate(steps, validation)
+    return Epoch(loss=loss, accuracy=accuracy, val_loss=loss, val_accuracy=accuracy, learning_rate=0.0)
+
+
+def _validate(steps: KerasSteps, rows: Rows) -> tuple[float, float]:
     totals = np.zeros(2)
-    for start in range(0, len(rows), batch_size):
-        place = slice(start, start + batch_size)
-        labels = rows.labels[place, None]
-        figures = network.test_on_batch(rows.read(place), labels, return_dict=True)
-        totals += len(labels) * _read_figures(figures)
+    for start in range(0, len(rows), _VALIDATED_ROWS):
+        place = slice(start, start + _VALIDATED_ROWS)
+        totals += steps.score(rows.read(place), rows.labels[place])
     loss, accuracy = (totals / len(rows)).tolist()
     return loss, accuracy
-
-
-def _read_figures(figures: dict[str, Any]) -> np.ndarray:
-    """A batch's own cross-entropy and accuracy: Keras forgets earlier batches at every call."""
-    return np.array([figures["cross_entropy"], figures["accuracy"]], dtype=np.float64)
 
 
 def _seed_dropout(network: Any, seed: list[int]) -> None:
@@ -210,12 +210,6 @@ def _seed_dropout(network: Any, seed: list[int]) -> None:
     for place, layer in enumerate(dropouts):
         drawn = np.random.default_rng([*seed, place]).integers(2**31, size=2)
         layer.seed_generator.state.assign(drawn.astype(layer.seed_generator.state.dtype))
-
-
-def list_layers(network: Any) -> Iterator[Any]:
-    """Every layer of a network, those of networks inside it included."""
-    for layer in network.layers:
-        yield from list_layers(layer) if hasattr(layer, "layers") else (layer,)
 
 
 class _Journal:

@@ -1,0 +1,142 @@
+"""Compiled steps of training: what Keras's `fit` does with each batch, without what it costs each batch.
+
+On TensorFlow a step is a function of its own. A dense network waits for memory, so XLA joins its operations
+and two steps go into one call; a convolutional one multiplies, on processor cores by minimal filtering.
+On Keras's other backends, which compile steps well themselves, Keras's own step is used.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from thaw.config import OptimizerConfig
+from thaw.device import compile_function, computes_on_cpu, differentiate, prepare_keras
+from thaw.winograd import filter_minimally
+
+
+def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> None:
+    """Attach optimizer, cross-entropy and accuracy: binary for two classes, sparse for more."""
+    keras = prepare_keras()
+    rate = optimizer.learning_rate
+    made = {
+        "rmsprop": lambda: keras.optimizers.RMSprop(rate, momentum=optimizer.momentum),
+        "sgd": lambda: keras.optimizers.SGD(rate, momentum=optimizer.momentum),
+        "adam": lambda: keras.optimizers.Adam(rate),
+    }[optimizer.name]()
+    if classes == 2:
+        loss, metrics = (
+            keras.losses.BinaryCrossentropy(),
+            (keras.metrics.BinaryCrossentropy, keras.metrics.BinaryAccuracy),
+        )
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy()
+        metrics = (keras.metrics.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy)
+    # The loss contains weight penalties; histories compare cross-entropies, so that is a metric of its own.
+    named = [metric(name=name) for metric, name in zip(metrics, ("cross_entropy", "accuracy"), strict=True)]
+    network.compile(optimizer=made, loss=loss, metrics=named)
+
+
+class KerasSteps:
+    """Keras's own steps.
+
+    Attributes:
+        batches: how many batches one call of `train` takes when there are so many.
+    """
+
+    batches = 1
+
+    def __init__(self, network: Any):
+        """`network` is compiled."""
+        self._network = network
+
+    def train(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Take one step for each batch.
+
+        Args:
+            features: (batches, images, height, width, channels).
+            labels: class indices (batches, images).
+
+        Returns:
+            The sum over images of cross-entropy, in nats, and how many were told right.
+        """
+        return sum(
+            self._total(batch, self._network.train_on_batch(rows, batch[:, None], return_dict=True))
+            for rows, batch in zip(features, labels, strict=True)
+        )
+
+    def score(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The same figures of one batch, (images, …), without training on it."""
+        return self._total(labels, self._network.test_on_batch(features, labels[:, None], return_dict=True))
+
+    @staticmethod
+    def _total(labels: np.ndarray, figures: dict[str, Any]) -> np.ndarray:
+        # Means of this batch alone: Keras forgets earlier batches at every call.
+        return len(labels) * np.array([figures["cross_entropy"], figures["accuracy"]], dtype=np.float64)
+
+
+class TensorFlowSteps(KerasSteps):
+    """Steps compiled for TensorFlow."""
+
+    def __init__(self, network: Any):
+        super().__init__(network)
+        convolutions = [layer for layer in list_layers(network) if _is_convolution(layer)]
+        if computes_on_cpu():
+            for layer in convolutions:
+                filter_minimally(layer)
+        fuse = not convolutions
+        self.batches = 2 if fuse else 1
+        network.optimizer.build(network.trainable_variables)
+        self._train = compile_function(self._step_through, fuse)
+        self._score = compile_function(self._forward, fuse)
+
+    def train(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(self._train(features, labels[..., None]), dtype=np.float64)
+
+    def score(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.asarray(self._score(features, labels[..., None]), dtype=np.float64)
+
+    def _step_through(self, features: Any, labels: Any) -> Any:
+        network, totals = self._network, 0.0
+        for number in range(features.shape[0]):
+
+            def lose(rows: Any = features[number], batch: Any = labels[number]) -> tuple[Any, Any]:
+                figures = self._measure(rows, batch, training=True)
+                return figures[0] / rows.shape[0] + sum(network.losses), figures
+
+            figures, gradients = differentiate(lose, network.trainable_variables)
+            network.optimizer.apply(gradients, network.trainable_variables)
+            totals += figures
+        return totals
+
+    def _forward(self, features: Any, labels: Any) -> Any:
+        return self._measure(features, labels, training=False)
+
+    def _measure(self, features: Any, labels: Any, training: bool) -> Any:
+        keras = prepare_keras()
+        ops = keras.ops
+        outputs = self._network(ops.cast(features, "float32"), training=training)
+        outputs = ops.cast(outputs, "float32")
+        if outputs.shape[-1] == 1:
+            losses = keras.losses.binary_crossentropy(ops.cast(labels, "float32"), outputs)
+            told = ops.cast(outputs[:, 0] > 0.5, labels.dtype)
+        else:
+            losses = keras.losses.sparse_categorical_crossentropy(labels, outputs)
+            told = ops.cast(ops.argmax(outputs, axis=-1), labels.dtype)
+        right = ops.sum(ops.cast(told == labels[:, 0], "float32"))
+        return ops.stack([ops.sum(losses), right])
+
+
+def compile_steps(network: Any) -> KerasSteps:
+    """The fastest steps that this machine has for a compiled network."""
+    tensorflow = prepare_keras().backend.backend() == "tensorflow"
+    return (TensorFlowSteps if tensorflow else KerasSteps)(network)
+
+
+def list_layers(network: Any):
+    """Every layer of a network, those of networks inside it included."""
+    for layer in network.layers:
+        yield from list_layers(layer) if hasattr(layer, "layers") else (layer,)
+
+
+def _is_convolution(layer: Any) -> bool:
+    return isinstance(layer, prepare_keras().layers.Conv2D)
