@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test fast lint clean
+.PHONY: demo test fast bench lint clean
 
 demo: $(READY)
 	$(VENV)/bin/thaw demo
@@ -14,6 +14,10 @@ test: $(READY)
 
 fast: $(READY)
 	$(VENV)/bin/python -m pytest -m "not real and not slow"
+
+# Thaw beside plain Keras, on the real images: under half an hour. Alone: .venv/bin/python -m benchmarks NAME
+bench: $(READY)
+	$(VENV)/bin/python -m benchmarks
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -58,10 +58,11 @@ def run_method(config: TrainConfig, store: Store, stages: list[StageTime]) -> Ou
     )
     # What fine-tuning will start from comes up on the way, and no image passes the prefix twice.
     keep = (tuning.cut,) if thaws else ()
-    bottlenecks = features.cache_features(*images, backbone.end, store, keep)
     if config.head.views:
         views = (config.head.views, config.augmentation)
         bottlenecks = features.cache_views(*images, backbone.end, store, *views, keep)
+    else:
+        bottlenecks = features.cache_features(*images, backbone.end, store, keep)
 
     for budget in range(1, config.gate.max_extensions + 2):
         head = training.train_head(bottlenecks, config.head, config.gate, store, budget, source)

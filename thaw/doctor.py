@@ -19,12 +19,11 @@ def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
     `problems` lists what would stop a run; it is empty on a machine that is ready.
     """
     problems = []
-    precision = choose_precision(settings.precision, store)
     facts: dict[str, Any] = {
         "processor": f"{platform.machine()}, {os.cpu_count()} cores",
         "devices": list_devices(),
-        "precision": precision.name,
-        "precision_reason": precision.reason,
+        "precision": "unknown",
+        "precision_reason": "the store that keeps it can't be written",
         "backbone": settings.name,
         "weights": f"{settings.weights}: not usable",
         "store": str(store.root),
@@ -35,12 +34,22 @@ def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
         ),
         "problems": problems,
     }
-    for check in (lambda: facts.update(weights=_describe_weights(settings, store)), store.check_writable):
+    checks = (
+        lambda: facts.update(weights=_describe_weights(settings, store)),
+        lambda: facts.update(_describe_precision(settings, store)),
+    )
+    for check in checks:
         try:
             check()
         except ThawError as error:
             problems.append(str(error))
     return facts
+
+
+def _describe_precision(settings: BackboneConfig, store: Store) -> dict[str, str]:
+    store.check_writable()
+    chosen = choose_precision(settings.precision, store)
+    return {"precision": chosen.name, "precision_reason": chosen.reason}
 
 
 def _describe_weights(settings: BackboneConfig, store: Store) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from thaw.backbone import build_backbone, cut_model
 from thaw.config import BackboneConfig, FineTuneConfig
 from thaw.device import prepare_keras
+from thaw.precision import choose_precision
 from thaw.records import Backbone, Checkpoint, Features, History, Made, digest_of
 from thaw.rows import Rows, ViewSource, open_training_rows
 from thaw.steps import compile_network, list_layers
@@ -39,7 +40,9 @@ def fine_tune(
     Args:
         source: what fresh views are drawn from, where the features ask for those.
     """
-    address = digest_of("fine_tune", head.address, features.train, features.validation, settings)
+    precision = choose_precision(settings.precision, store).training
+    given = settings.model_copy(update={"precision": precision})
+    address = digest_of("fine_tune", head.address, features.train, features.validation, given)
     found = find_checkpoint(store, address)
     if found:
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
@@ -49,7 +52,7 @@ def fine_tune(
 
     def begin() -> TrainingState:
         network = thaw_suffix(
-            build_backbone(backbone, backbone_settings.image_size_pixels),
+            build_backbone(backbone, backbone_settings.image_size_pixels, precision),
             settings.cut,
             load_network(store, head.address),
         )

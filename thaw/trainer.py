@@ -94,6 +94,9 @@ def train_network(
         state.network.save(partial / "last.keras")
         best = prepare_keras().models.load_model(partial / "last.keras", compile=False)
         best.set_weights(state.best)
+        for layer in list_layers(best):
+            # Training may have computed in bfloat16; its weights, and the model, are float32.
+            layer.dtype_policy = "float32"
         best.save(partial / "model.keras")
         (partial / "checkpoint.json").write_text(finished.to_json(), encoding="utf-8")
     journal.clear()
