@@ -42,6 +42,12 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def list_layers(network: Any) -> Iterator[Any]:
+    """Every layer of a network, those of networks inside it included."""
+    for layer in network.layers:
+        yield from list_layers(layer) if hasattr(layer, "layers") else (layer,)
+
+
 def computes_on_cpu() -> bool:
     """Whether Keras has nothing but processor cores to compute on."""
     keras = prepare_keras()

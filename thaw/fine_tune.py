@@ -7,11 +7,11 @@ from typing import Any
 
 from thaw.backbone import build_backbone, cut_model
 from thaw.config import BackboneConfig, FineTuneConfig
-from thaw.device import prepare_keras
+from thaw.device import list_layers, prepare_keras
 from thaw.precision import choose_precision
 from thaw.records import Backbone, Checkpoint, Features, History, Made, digest_of
 from thaw.rows import Rows, ViewSource, open_training_rows
-from thaw.steps import compile_network, list_layers
+from thaw.steps import compile_network
 from thaw.store import Store
 from thaw.trainer import (
     Schedule,

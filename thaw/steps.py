@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from thaw.config import OptimizerConfig
-from thaw.device import compile_function, computes_on_cpu, differentiate, prepare_keras
-from thaw.winograd import filter_minimally
+from thaw.device import compile_function, differentiate, list_layers, prepare_keras
+from thaw.winograd import speed_up_convolutions
 
 
 def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> None:
@@ -79,11 +79,9 @@ class TensorFlowSteps(KerasSteps):
 
     def __init__(self, network: Any):
         super().__init__(network)
-        convolutions = [layer for layer in list_layers(network) if _is_convolution(layer)]
-        if computes_on_cpu():
-            for layer in convolutions:
-                filter_minimally(layer)
-        fuse = not convolutions
+        speed_up_convolutions(network)
+        convolution = prepare_keras().layers.Conv2D
+        fuse = not any(isinstance(layer, convolution) for layer in list_layers(network))
         self.batches = 2 if fuse else 1
         network.optimizer.build(network.trainable_variables)
         self._train = compile_function(self._step_through, fuse)
@@ -130,13 +128,3 @@ def compile_steps(network: Any) -> KerasSteps:
     """The fastest steps that this machine has for a compiled network."""
     tensorflow = prepare_keras().backend.backend() == "tensorflow"
     return (TensorFlowSteps if tensorflow else KerasSteps)(network)
-
-
-def list_layers(network: Any):
-    """Every layer of a network, those of networks inside it included."""
-    for layer in network.layers:
-        yield from list_layers(layer) if hasattr(layer, "layers") else (layer,)
-
-
-def _is_convolution(layer: Any) -> bool:
-    return isinstance(layer, prepare_keras().layers.Conv2D)

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from thaw.device import prepare_keras
+from thaw.device import list_layers, prepare_keras
 from thaw.extract import map_ahead
 from thaw.progress import track
 from thaw.records import Checkpoint, Epoch, Features, History
 from thaw.rows import FreshRows, Rows
-from thaw.steps import KerasSteps, compile_steps, list_layers
+from thaw.steps import KerasSteps, compile_steps
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)

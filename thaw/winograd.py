@@ -8,13 +8,14 @@ blocks are what it suits; block 5 of VGG16 at 150 pixels (9 × 9) takes 225 mult
 Source: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016, arXiv:1509.09308.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from thaw.device import prepare_keras
+from thaw.device import computes_on_cpu, list_layers, prepare_keras
 
 # Where the polynomials are evaluated. Further points would cost float32 more digits than training has to spare.
 _POINTS = (0, 1, -1, 2, -2)
@@ -43,6 +44,14 @@ class Transforms:
         return len(self.enter) // self.frequencies
 
 
+def speed_up_convolutions(network: Any) -> None:
+    """Let every convolution of a network compute by minimal filtering where that saves work on this device."""
+    if computes_on_cpu():
+        for layer in list_layers(network):
+            if isinstance(layer, prepare_keras().layers.Conv2D):
+                filter_minimally(layer)
+
+
 def filter_minimally(layer: Any) -> None:
     """Let a convolution layer compute by minimal filtering from now on, wherever that saves work.
 
@@ -69,14 +78,14 @@ def filter_minimally(layer: Any) -> None:
 
 def choose_transforms(size_pixels: int, inputs: int, outputs: int) -> Transforms | None:
     """The transforms that cost least for square maps and so many channels, or None where none saves work."""
-    direct = 9 * size_pixels**2 * inputs * outputs
 
-    def cost(transforms: Transforms) -> float:
+    def cost(tile_pixels: int) -> float:
+        frequencies, tiles = (tile_pixels + 2) ** 2, math.ceil(size_pixels / tile_pixels) ** 2
         products = inputs * outputs + size_pixels**2 * (inputs + outputs)
-        return len(transforms.enter) * products / direct
+        return frequencies * tiles * products / (9 * size_pixels**2 * inputs * outputs)
 
-    best = min((build_transforms(size_pixels, tile) for tile in _TILES_PIXELS), key=cost)
-    return best if cost(best) < _WORTH_IT else None
+    best = min(_TILES_PIXELS, key=cost)
+    return build_transforms(size_pixels, best) if cost(best) < _WORTH_IT else None
 
 
 def _convolve(maps: Any, kernel: Any, transforms: Transforms) -> Any:
@@ -99,7 +108,7 @@ def build_transforms(size_pixels: int, tile_pixels: int) -> Transforms:
     """The transforms of F(tile × tile, 3 × 3) for square maps padded with one pixel of zeros: float32."""
     leave, kernel, enter = _minimal_filter(tile_pixels)
     reach = len(enter)
-    tiles = -(-size_pixels // tile_pixels)
+    tiles = math.ceil(size_pixels / tile_pixels)
     entering = np.zeros((reach, tiles, size_pixels))
     leaving = np.zeros((size_pixels, reach, tiles))
     for tile in range(tiles):
