@@ -101,6 +101,26 @@ def test_a_run_leaves_tables_and_pictures_in_the_prefect_ui(server: Server, trai
     assert len(found["report"]["data"]) < 300_000
 
 
+def test_a_head_that_trains_on_views_takes_those_of_the_fine_tune_through_in_the_same_pass(
+    server: Server, trained: Ended, drawn_dump: Path, place: Path
+):
+    # A seed of its own, so that no view is found cached from other tests.
+    settings = ["--set=head.views=2", "--set=augmentation.seed=7"]
+    short = [
+        "--set=head.epochs=2",
+        "--set=fine_tune.epochs=1",
+        "--set=gate.max_extensions=0",
+        "--override-gate",
+    ]
+    ended = server.thaw("train", "--dump", drawn_dump, "--store", place, "--json", *SMALL, *settings, *short)
+    assert ended.code == 0, ended.err
+    states = server.task_states(server.newest_run()["id"])
+    assert states["2 views at block5_pool"] == "Completed"
+    assert states["1 views at block4_pool"] == "Cached"
+    assert "block4_pool and block5_pool of views" in ended.err
+    assert "features at block5_pool" not in states
+
+
 def test_a_closed_gate_is_exit_code_3_a_named_state_and_a_report_without_a_model(
     server: Server, trained: Ended, drawn_dump: Path, place: Path
 ):

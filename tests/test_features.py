@@ -3,26 +3,32 @@
 import hashlib
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.conftest import small_config
+from thaw import extract
 from thaw import features as stage
-from thaw import images
 from thaw.augment import draw_view
 from thaw.backbone import build_backbone, load_backbone, preprocess
 from thaw.config import AugmentationConfig, TrainConfig
 from thaw.dump import scan_dump
 from thaw.errors import BadDump, DiskFull
 from thaw.features import cache_features
-from thaw.images import decode_image, resize_image
+from thaw.head import train_head
+from thaw.images import decode_image, read_image, resize_image
 from thaw.records import Backbone, Features, Made, Split
-from thaw.rows import Rows, export_features
+from thaw.rows import Rows, ViewSource, export_features, open_training_rows
 from thaw.split import publish_split
 from thaw.store import Store
+
+# Images of each of the two classes: 20 to train on, 40 in all.
+FEW = {"train": 10, "validation": 5, "test": 5}
 
 
 def prepare(dump: Path, store: Store, **sections: dict) -> tuple[TrainConfig, Split, Backbone]:
@@ -32,11 +38,16 @@ def prepare(dump: Path, store: Store, **sections: dict) -> tuple[TrainConfig, Sp
 
 
 def fill(
-    dump: Path, store: Store, cut: str = "block5_pool", views: int = 0, **sections: dict
+    dump: Path,
+    store: Store,
+    cut: str = "block5_pool",
+    views: int | Literal["fresh"] = 0,
+    keep: Sequence[str] = (),
+    **sections: dict,
 ) -> Made[Features]:
     config, split, backbone = prepare(dump, store, **sections)
     return cache_features(
-        split, config.dump, backbone, config.backbone, cut, store, views, config.augmentation
+        split, config.dump, backbone, config.backbone, cut, store, views, config.augmentation, keep
     )
 
 
@@ -44,15 +55,34 @@ def read_all(features: Features, store: Store, version: int = 0) -> np.ndarray:
     return Rows(features.train, store).read(slice(None), version)
 
 
+def list_shards(features: Features, store: Store) -> dict[str, int]:
+    """How many rows each shard of the training rows' space holds."""
+    shards = store.folder("features", features.train.space).glob("*/keys.npy")
+    return {file.parent.name: len(np.load(file, allow_pickle=False)) for file in shards}
+
+
 @pytest.fixture
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch):
     def forbid():
-        def decode(_data: bytes, _smallest_pixels: int | None):
+        def read(*_):
             raise AssertionError("an image was decoded")
 
-        monkeypatch.setattr(images, "decode_image", decode)
+        monkeypatch.setattr(extract, "read_image", read)
 
     return forbid
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The bytes of every image that is decoded for its features from now on."""
+    seen = []
+
+    def read(data: bytes, *settings) -> np.ndarray:
+        seen.append(data)
+        return read_image(data, *settings)
+
+    monkeypatch.setattr(extract, "read_image", read)
+    return seen
 
 
 def test_features_are_those_of_the_plain_backbone_on_the_same_images(drawn_dump: Path, store: Store):
@@ -89,7 +119,51 @@ def test_a_deep_cut_from_a_cached_shallow_one_equals_the_one_from_pixels(
     np.testing.assert_array_equal(read_all(from_pixels.value, direct), read_all(from_block4.value, chained))
 
 
-def test_a_grown_dump_costs_its_new_images_only(drawn_dump: Path, tmp_path: Path, store: Store, monkeypatch):
+def test_one_pass_fills_several_cuts_with_what_separate_passes_give(
+    drawn_dump: Path, tmp_path: Path, decoded: list[bytes]
+):
+    together, apart = Store(tmp_path / "together"), Store(tmp_path / "apart")
+    deep = fill(drawn_dump, together, keep=["block4_pool"], split=FEW)
+    assert len(decoded) == 40
+    shallow = fill(drawn_dump, together, cut="block4_pool", split=FEW)
+    assert shallow.reused
+    deep_alone = fill(drawn_dump, apart, split=FEW)
+    shallow_alone = fill(drawn_dump, apart, cut="block4_pool", split=FEW)
+    assert len(decoded) == 40 + 2 * 40
+    np.testing.assert_array_equal(read_all(deep.value, together), read_all(deep_alone.value, apart))
+    np.testing.assert_array_equal(read_all(shallow.value, together), read_all(shallow_alone.value, apart))
+
+
+def test_a_pass_over_several_cuts_takes_the_rows_that_one_has_from_there(
+    drawn_dump: Path, store: Store, forbid_decoding
+):
+    fill(drawn_dump, store, split={"train": 3, "validation": 5, "test": 5})
+    shallow = fill(drawn_dump, store, cut="block4_pool", split=FEW).value
+    before = list_shards(shallow, store)
+    forbid_decoding()
+    made = fill(drawn_dump, store, keep=["block4_pool"], split=FEW)
+    # The 26 images of the first split are among the 40 of this one.
+    assert list_shards(shallow, store) == before
+    assert sorted(list_shards(made.value, store).values()) == [14, 26]
+    assert made.note.startswith("26 of 40 rows")
+
+
+def test_a_shallower_cut_that_is_missing_is_read_from_pixels_and_leaves_the_deeper_alone(
+    drawn_dump: Path, store: Store, decoded: list[bytes]
+):
+    deep = fill(drawn_dump, store, split=FEW).value
+    before = list_shards(deep, store)
+    decoded.clear()
+    made = fill(drawn_dump, store, keep=["block4_pool"], split=FEW)
+    assert made.value == deep
+    assert list_shards(deep, store) == before
+    assert len(decoded) == 40
+    assert fill(drawn_dump, store, cut="block4_pool", split=FEW).reused
+
+
+def test_a_grown_dump_costs_its_new_images_only(
+    drawn_dump: Path, tmp_path: Path, store: Store, decoded: list[bytes]
+):
     small = tmp_path / "small.zip"
     with zipfile.ZipFile(drawn_dump) as source, zipfile.ZipFile(small, "w") as target:
         for name in source.namelist():
@@ -97,13 +171,14 @@ def test_a_grown_dump_costs_its_new_images_only(drawn_dump: Path, tmp_path: Path
                 target.writestr(name, source.read(name))
     fractions = {"strategy": "hash", "train": 0.6, "validation": 0.2, "test": 0.2}
     fill(small, store, split=fractions)
-    decoded = []
-    monkeypatch.setattr(images, "decode_image", lambda data, _: decoded.append(data) or decode_image(data))
+    decoded.clear()
     fill(drawn_dump, store, split=fractions)
     assert len(decoded) == 20
 
 
-def test_a_damaged_shard_is_computed_again_and_alone(drawn_dump: Path, store: Store, monkeypatch):
+def test_a_damaged_shard_is_computed_again_and_alone(
+    drawn_dump: Path, store: Store, monkeypatch, decoded: list[bytes]
+):
     monkeypatch.setattr(stage, "_SHARD_ROWS", 32)
     first = fill(drawn_dump, store)
     before = read_all(first.value, store)
@@ -111,8 +186,7 @@ def test_a_damaged_shard_is_computed_again_and_alone(drawn_dump: Path, store: St
     content = bytearray(shard.read_bytes())
     content[500] ^= 0xFF
     shard.write_bytes(content)
-    decoded = []
-    monkeypatch.setattr(images, "decode_image", lambda data, _: decoded.append(data) or decode_image(data))
+    decoded.clear()
     again = fill(drawn_dump, store)
     assert 0 < len(decoded) <= 32
     np.testing.assert_array_equal(read_all(again.value, store), before)
@@ -138,10 +212,73 @@ def test_a_view_is_the_same_whatever_else_is_in_the_batch(drawn_dump: Path, tmp_
     np.testing.assert_array_equal(rows.read(np.array(place), 1), few.read(slice(None), 1))
 
 
+def test_an_image_is_decoded_once_for_all_its_views_and_cuts(
+    drawn_dump: Path, store: Store, decoded: list[bytes]
+):
+    made = fill(drawn_dump, store, views=3, keep=["block4_pool"], split=FEW)
+    assert len(decoded) == len(set(decoded)) == 40
+    assert sum(list_shards(made.value, store).values()) == 3 * 20
+
+
 def test_another_augmentation_is_another_space(drawn_dump: Path, store: Store):
     one = fill(drawn_dump, store, views=1).value
     other = fill(drawn_dump, store, views=1, augmentation={"rotation_degrees": 90}).value
     assert one.train.space != other.train.space
+
+
+@pytest.fixture(scope="module")
+def viewed(drawn_dump: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Features, ViewSource, Store]:
+    """Three cached views of each training image, and what fresh ones are drawn from."""
+    store = Store(tmp_path_factory.mktemp("viewed") / "store")
+    config, _, backbone = prepare(drawn_dump, store, split=FEW)
+    given = {"settings": config.backbone, "augmentation": config.augmentation}
+    source = ViewSource(dump=config.dump, backbone=backbone, **given)
+    return fill(drawn_dump, store, views=3, split=FEW).value, source, store
+
+
+def test_fresh_views_are_not_cached(viewed, drawn_dump: Path, tmp_path: Path, decoded: list[bytes]):
+    store = Store(tmp_path / "other")
+    features = fill(drawn_dump, store, views="fresh", split=FEW).value
+    assert [file.name for file in store.folder("features", features.train.space).iterdir()] == ["space.json"]
+    assert len(decoded) == len(set(decoded)) == 20  # of validation and test
+    cached, _, other = viewed
+    for side in ("validation", "test"):
+        expected = Rows(getattr(cached, side), other).read(slice(None))
+        np.testing.assert_array_equal(Rows(getattr(features, side), store).read(slice(None)), expected)
+
+
+def test_a_fresh_view_is_the_cached_one_of_the_same_number_bit_for_bit(viewed, drawn_dump: Path):
+    cached, source, store = viewed
+    fresh = fill(drawn_dump, store, views="fresh", split=FEW).value
+    rows, some = Rows(cached.train, store), np.array([17, 3, 4, 19, 0])
+    with open_training_rows(fresh, source, store) as drawn:
+        assert drawn.shape == rows.shape
+        assert drawn.count_labels() == rows.count_labels()
+        for epoch in (0, 1, 2):
+            np.testing.assert_array_equal(drawn.read(slice(None), epoch), rows.read(slice(None), epoch))
+            np.testing.assert_array_equal(drawn.read(some, epoch), rows.read(some, epoch))
+        seen = [drawn.read(some, epoch) for epoch in (2, 3, 4)]
+    assert not np.array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[1], seen[2])
+
+
+def test_training_on_fresh_views_is_training_on_as_many_cached_ones(viewed, drawn_dump: Path):
+    cached, source, store = viewed
+    fresh = fill(drawn_dump, store, views="fresh", split=FEW).value
+    settings = {"epochs": 3, "stop": "at_budget", "batch_size": 8}
+    config = small_config(drawn_dump, head=settings)
+    given = (config.head, config.gate, store, 1, source)
+    one, other = (train_head(features, *given).value for features in (fresh, cached))
+    assert len(one.history.epochs) == 3
+    assert one.history == other.history
+    assert one.address != other.address
+
+
+def test_fresh_views_without_anything_to_draw_them_from_are_refused(viewed, drawn_dump: Path):
+    _, _, store = viewed
+    fresh = fill(drawn_dump, store, views="fresh", split=FEW).value
+    with pytest.raises(ValueError, match="source=None"), open_training_rows(fresh, None, store):
+        pass
 
 
 def test_an_image_that_changed_since_the_scan_stops_the_run_with_a_hint(

@@ -1,15 +1,20 @@
 """Decoding single images: everything sound becomes upright RGB, everything else has a reason."""
 
+import io
 import warnings
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.salted import animation, bad_images, encode, noise, odd_images
+from thaw.drawings import draw_animal
 from thaw.errors import BadImage
-from thaw.images import decode_image, resize_image
+from thaw.images import decode_image, read_image, resize_image
 
 COLOUR = noise(1)
 
@@ -194,3 +199,125 @@ def test_resizing_squashes_to_a_square_with_pillow_s_filter(resize_filter):
     expected = image.resize((64, 64), Image.Resampling[resize_filter.upper()])
     assert np.array_equal(seen, np.asarray(expected))
     assert seen.flags.writeable
+
+
+@cache
+def photograph(width: int = 1600, height: int = 1200) -> Image.Image:
+    """Noise with the spectrum of photographs, whose amplitudes fall about as fast as frequencies rise."""
+    dice = np.random.default_rng(0)
+    frequencies = np.hypot(np.fft.fftfreq(height, 1 / height)[:, None], np.fft.rfftfreq(width, 1 / width))
+    channels = []
+    for _ in range(3):
+        waves = dice.normal(size=(2, *frequencies.shape)) / np.maximum(frequencies, 1) ** 1.5
+        channels.append(np.fft.irfft2(waves[0] + 1j * waves[1], s=(height, width)))
+    values = np.stack(channels, axis=-1)
+    return Image.fromarray(np.clip(127 + 50 * values / values.std(), 0, 255).astype(np.uint8))
+
+
+def enlarged_pet(label: str) -> Image.Image:
+    drawing = Image.open(io.BytesIO(draw_animal(label, 0)))
+    return drawing.resize((1600, 1200), Image.Resampling.BICUBIC)
+
+
+def rms(left: np.ndarray, right: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((left.astype(float) - right) ** 2)))
+
+
+def compare_with_full_decoding(data: bytes, size_pixels: int, resize_filter: str) -> tuple[float, float]:
+    """How far reading a file is from decoding it whole, and how far one filter is from another."""
+    whole = decode_image(data)
+    bilinear, bicubic = (resize_image(whole, size_pixels, name) for name in ("bilinear", "bicubic"))
+    expected = resize_image(whole, size_pixels, resize_filter)
+    return rms(read_image(data, size_pixels, resize_filter), expected), rms(bilinear, bicubic)
+
+
+@pytest.mark.parametrize("resize_filter", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size_pixels", [75, 150, 180])
+@pytest.mark.parametrize("sides", [(1600, 1200), (1200, 1600), (1601, 1203)], ids=str)
+def test_a_large_jpeg_is_read_more_like_its_full_decoding_than_filters_are_like_each_other(
+    sides: tuple[int, int], size_pixels: int, resize_filter: str
+):
+    data = encode(photograph(*sides), quality=90)
+    difference, other_filter = compare_with_full_decoding(data, size_pixels, resize_filter)
+    assert 0 < difference < other_filter
+
+
+@pytest.mark.parametrize("label", ["cat", "dog"])
+def test_a_large_drawing_is_read_like_its_full_decoding_too(label: str):
+    difference, other_filter = compare_with_full_decoding(encode(enlarged_pet(label)), 75, "bilinear")
+    assert 0 < difference < other_filter
+
+
+@pytest.mark.parametrize(
+    ("sides", "smallest_pixels", "reduced"),
+    [
+        ((1600, 1200), 150, (200, 150)),
+        ((1600, 1200), 151, (400, 300)),
+        ((1600, 1200), 300, (400, 300)),
+        ((1600, 1200), 600, (800, 600)),
+        ((1600, 1200), 601, (1600, 1200)),
+        ((1601, 1203), 150, (201, 151)),
+        ((1600, 320), 150, (800, 160)),
+        ((320, 1600), 150, (160, 800)),
+    ],
+)
+def test_a_jpeg_is_decoded_as_small_as_both_its_sides_allow(sides, smallest_pixels: int, reduced):
+    data = encode(photograph().resize(sides))
+    assert decode_image(data).size == sides
+    assert decode_image(data, smallest_pixels).size == reduced
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_decoded_smaller_is_upright_too(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    # Odd sides, so that what reduced pixels reach beyond the picture has to be put upright too.
+    data = encode(photograph().resize((643, 485)), quality=90, exif=exif)
+    whole, reduced = decode_image(data), decode_image(data, 80)
+    assert whole.size == ((485, 643) if orientation > 4 else (643, 485))
+    assert reduced.size == ((122, 161) if orientation > 4 else (161, 122))
+    difference, other_filter = compare_with_full_decoding(data, 40, "bilinear")
+    assert difference < other_filter
+
+
+def test_the_nearest_pixel_is_looked_up_in_the_whole_jpeg():
+    data = encode(photograph())
+    expected = resize_image(decode_image(data), 75, "nearest")
+    assert np.array_equal(read_image(data, 75, "nearest"), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sides"), [("PNG", (640, 480)), ("WEBP", (640, 480)), ("BMP", (640, 480)), ("JPEG", (640, 299))]
+)
+def test_other_formats_and_jpegs_less_than_four_times_the_size_are_decoded_whole(kind: str, sides):
+    data = encode(photograph().resize(sides), kind)
+    assert decode_image(data, 150).size == sides
+    assert np.array_equal(read_image(data, 75, "bilinear"), resize_image(decode_image(data), 75, "bilinear"))
+
+
+def test_a_jpeg_decoded_smaller_keeps_its_colours_whatever_its_mode():
+    picture = photograph().resize((640, 480))
+    grey = read_image(encode(picture.convert("L")), 75, "bilinear")
+    assert rms(grey, resize_image(picture.convert("L").convert("RGB"), 75, "bilinear")) < 2
+    inks = read_image(encode(Image.new("CMYK", (640, 480), (55, 225, 215, 0))), 75, "bilinear")
+    assert differ(inks.astype(int), np.full((75, 75, 3), (200, 30, 40))) <= 3
+
+
+def test_a_truncated_jpeg_is_refused_at_any_size():
+    data = encode(photograph())
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(BadImage, match="truncated"):
+            read_image(data[: int(len(data) * share)], 75, "bilinear")
+
+
+@pytest.mark.real
+def test_real_photographs_are_read_more_like_their_full_decoding_than_filters_are_like_each_other(
+    shared: Path,
+):
+    with zipfile.ZipFile(shared / "data" / "dogs-vs-cats-original.zip") as archive:
+        names = [name for name in archive.namelist() if name.endswith(".jpg")]
+        photographs = {name: archive.read(name) for name in names[::70]}
+    large = {name: data for name, data in photographs.items() if min(decode_image(data).size) >= 300}
+    assert len(large) >= 15
+    figures = {name: compare_with_full_decoding(data, 75, "bilinear") for name, data in large.items()}
+    assert {name: pair for name, pair in figures.items() if not 0 < pair[0] < pair[1]} == {}

@@ -22,7 +22,7 @@ from thaw.head import build_head, train_head
 from thaw.records import Backbone, Features, Split
 from thaw.rows import Rows
 from thaw.split import publish_split
-from thaw.steps import compile_network
+from thaw.steps import compile_network, list_layers
 from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
 
@@ -171,6 +171,19 @@ def test_a_fine_tune_moves_block_5_and_the_head(prepared: Prepared):
     assert all(not np.array_equal(one, two) for one, two in zip(before, after.get_weights(), strict=True))
     assert all(variable.trainable for variable in last.trainable_variables)
     assert len(last.trainable_variables) == len(before) + 4
+
+
+def test_a_fine_tune_that_computes_in_bfloat16_keeps_weights_and_model_in_float32(prepared: Prepared):
+    tuned = tune(prepared, head_of(prepared).value, precision="mixed_bfloat16", epochs=1).value
+    last, model = (load_network(prepared.store, tuned.address, which) for which in ("last", "model"))
+    assert {layer.compute_dtype for layer in list_layers(model)} == {"float32"}
+    assert "bfloat16" in {layer.compute_dtype for layer in list_layers(last)}
+    assert {weights.dtype.name for network in (last, model) for weights in network.get_weights()} == {
+        "float32"
+    }
+    rows = Rows(prepared.block4.validation, prepared.store)
+    measured = measure(rows.labels, predict_rows(model, rows))
+    assert tuned.history.best.val_loss == pytest.approx(measured.log_loss, rel=0.02)
 
 
 def test_batch_normalisation_stays_in_inference_mode_in_a_thawed_suffix():

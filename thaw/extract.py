@@ -36,9 +36,7 @@ class Extractor:
         keras = prepare_keras()
         size = space.image_size_pixels
         network = build_backbone(backbone, size, space.precision)
-        if space.precision == "float32":
-            # bfloat16 would lose digits in the transforms, and is faster than this without them.
-            speed_up_convolutions(network)
+        speed_up_convolutions(network)
         if start is None:
             entry = keras.Input((size, size, 3), dtype="uint8")
             tensors = {None: preprocess(keras.ops.cast(entry, "float32"), space.preprocessing)}

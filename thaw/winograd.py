@@ -70,7 +70,9 @@ def filter_minimally(layer: Any) -> None:
 
     def filter_maps(maps: Any, kernel: Any) -> Any:
         height, width, inputs = maps.shape[1:]
-        transforms = choose_transforms(height, inputs, kernel.shape[-1]) if height == width else None
+        # bfloat16 would lose in the transforms the digits that it has.
+        suits = height == width and prepare_keras().backend.standardize_dtype(maps.dtype) == "float32"
+        transforms = choose_transforms(height, inputs, kernel.shape[-1]) if suits else None
         return _convolve(maps, kernel, transforms) if transforms else convolve(maps, kernel)
 
     layer.convolution_op = filter_maps
@@ -91,15 +93,14 @@ def choose_transforms(size_pixels: int, inputs: int, outputs: int) -> Transforms
 def _convolve(maps: Any, kernel: Any, transforms: Transforms) -> Any:
     ops = prepare_keras().ops
     size, inputs, outputs = maps.shape[1], *kernel.shape[2:]
-    dtype = maps.dtype
-    kernel = ops.matmul(ops.cast(transforms.kernel, dtype), ops.reshape(kernel, (9, inputs * outputs)))
+    kernel = ops.matmul(transforms.kernel, ops.reshape(kernel, (9, inputs * outputs)))
     kernel = ops.reshape(kernel, (transforms.frequencies, inputs, outputs))
     # Pixels first, so that each transform is one product with a wide matrix.
     pixels = ops.transpose(ops.reshape(maps, (-1, size**2, inputs)), (1, 0, 2))
-    tiles = ops.matmul(ops.cast(transforms.enter, dtype), ops.reshape(pixels, (size**2, -1)))
+    tiles = ops.matmul(transforms.enter, ops.reshape(pixels, (size**2, -1)))
     products = ops.matmul(ops.reshape(tiles, (transforms.frequencies, -1, inputs)), kernel)
     products = ops.reshape(products, (len(transforms.enter), -1))
-    pixels = ops.reshape(ops.matmul(ops.cast(transforms.leave, dtype), products), (size**2, -1, outputs))
+    pixels = ops.reshape(ops.matmul(transforms.leave, products), (size**2, -1, outputs))
     return ops.reshape(ops.transpose(pixels, (1, 0, 2)), (-1, size, size, outputs))
 
 
