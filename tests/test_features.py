@@ -134,18 +134,21 @@ def test_one_pass_fills_several_cuts_with_what_separate_passes_give(
     np.testing.assert_array_equal(read_all(shallow.value, together), read_all(shallow_alone.value, apart))
 
 
-def test_a_pass_over_several_cuts_takes_the_rows_that_one_has_from_there(
-    drawn_dump: Path, store: Store, forbid_decoding
+def test_only_missing_rows_are_computed_from_the_deepest_cut_that_has_them(
+    drawn_dump: Path, store: Store, forbid_decoding, caplog
 ):
     fill(drawn_dump, store, split={"train": 3, "validation": 5, "test": 5})
-    shallow = fill(drawn_dump, store, cut="block4_pool", split=FEW).value
+    shallow = fill(drawn_dump, store, cut="block4_pool", keep=["block2_pool"], split=FEW).value
     before = list_shards(shallow, store)
     forbid_decoding()
+    caplog.set_level("INFO", logger="thaw.features")
     made = fill(drawn_dump, store, keep=["block4_pool"], split=FEW)
     # The 26 images of the first split are among the 40 of this one.
     assert list_shards(shallow, store) == before
     assert sorted(list_shards(made.value, store).values()) == [14, 26]
     assert made.note.startswith("26 of 40 rows")
+    told = [record.getMessage() for record in caplog.records if record.name == "thaw.features"]
+    assert told == ["14 rows at block5_pool are computed from block4_pool"]
 
 
 def test_a_shallower_cut_that_is_missing_is_read_from_pixels_and_leaves_the_deeper_alone(
@@ -265,7 +268,7 @@ def test_a_fresh_view_is_the_cached_one_of_the_same_number_bit_for_bit(viewed, d
 def test_training_on_fresh_views_is_training_on_as_many_cached_ones(viewed, drawn_dump: Path):
     cached, source, store = viewed
     fresh = fill(drawn_dump, store, views="fresh", split=FEW).value
-    settings = {"epochs": 3, "stop": "at_budget", "batch_size": 8}
+    settings = {"epochs": 3, "stop": "at_budget", "batch_size": 10}
     config = small_config(drawn_dump, head=settings)
     given = (config.head, config.gate, store, 1, source)
     one, other = (train_head(features, *given).value for features in (fresh, cached))

@@ -13,7 +13,7 @@ from tests.conftest import small_config
 from thaw import trainer
 from thaw.backbone import build_backbone, cut_model, load_backbone
 from thaw.config import HeadConfig, OptimizerConfig, TrainConfig
-from thaw.device import prepare_keras
+from thaw.device import list_layers, prepare_keras
 from thaw.dump import scan_dump
 from thaw.evaluate import evaluate, measure
 from thaw.features import cache_features
@@ -22,7 +22,7 @@ from thaw.head import build_head, train_head
 from thaw.records import Backbone, Features, Split
 from thaw.rows import Rows
 from thaw.split import publish_split
-from thaw.steps import compile_network, list_layers
+from thaw.steps import compile_network
 from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
 

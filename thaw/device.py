@@ -26,7 +26,9 @@ def prepare_keras():
             tensorflow.config.experimental.set_memory_growth(gpu, True)
         tensorflow.config.experimental.enable_op_determinism()
     # Operations are only reproducible once a seed is set; every stage then sets its own.
-    keras.utils.set_random_seed(0)
+    # Wherever TensorFlow is installed Keras would import it for seconds to seed it too; it asks once.
+    with _hide_module("tensorflow"):
+        keras.utils.set_random_seed(0)
     return keras
 
 
@@ -85,6 +87,17 @@ def list_devices() -> list[str]:
     devices = tensorflow.config.list_physical_devices()
     details = [(device, tensorflow.config.experimental.get_device_details(device)) for device in devices]
     return [detail.get("device_name", device.device_type) for device, detail in details]
+
+
+@contextmanager
+def _hide_module(name: str) -> Iterator[None]:
+    """Make a module look as if it were not installed, unless it is imported already."""
+    hidden = sys.modules.setdefault(name, None) is None
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[name]
 
 
 @contextmanager

@@ -53,7 +53,9 @@ def read_image(data: bytes, size_pixels: int, resize_filter: str) -> np.ndarray:
         BadImage: as `decode_image`.
     """
     smallest = None if resize_filter == "nearest" else _REDUCED_FACTOR * size_pixels
-    return resize_image(decode_image(data, smallest), size_pixels, resize_filter)
+    image, orientation, extent = _decode(data, smallest)
+    square = image.resize((size_pixels, size_pixels), _FILTERS[resize_filter], box=extent)
+    return np.array(_turn_upright(square, orientation))
 
 
 def decode_image(data: bytes, smallest_pixels: int | None = None) -> Image.Image:
@@ -69,19 +71,8 @@ def decode_image(data: bytes, smallest_pixels: int | None = None) -> Image.Image
         BadImage: the bytes are empty, truncated, damaged or no image, or the image is animated, larger
             than Pillow's limit against decompression bombs, or smaller than 8 pixels on a side.
     """
-    if not data:
-        raise BadImage("an empty file")
-    _silence_pillow()
-    try:
-        image = _open(data)
-        if smallest_pixels and image.format == "JPEG":
-            image.draft(None, (smallest_pixels, smallest_pixels))
-        image.load()
-        return _to_rgb(_turn_upright(image))
-    except BadImage:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
-        raise BadImage(_explain(error, data)) from error
+    image, orientation, _ = _decode(data, smallest_pixels)
+    return _turn_upright(image, orientation)
 
 
 def resize_image(image: Image.Image, size_pixels: int, resize_filter: str) -> np.ndarray:
@@ -91,6 +82,28 @@ def resize_image(image: Image.Image, size_pixels: int, resize_filter: str) -> np
         uint8 of shape (size_pixels, size_pixels, 3), values 0 to 255.
     """
     return np.array(image.resize((size_pixels, size_pixels), _FILTERS[resize_filter]))
+
+
+def _decode(
+    data: bytes, smallest_pixels: int | None
+) -> tuple[Image.Image, int | None, tuple[float, ...] | None]:
+    """The pixels as they are stored, their EXIF orientation, and what part of a reduced image the picture fills.
+
+    Where a side is no multiple of the reduction, the last pixels of a reduced image reach beyond the picture.
+    """
+    if not data:
+        raise BadImage("an empty file")
+    _silence_pillow()
+    try:
+        image, extent = _open(data), None
+        if smallest_pixels and image.format == "JPEG":
+            _, extent = image.draft(None, (smallest_pixels, smallest_pixels)) or (None, None)
+        image.load()
+        return _to_rgb(image), _read_orientation(image), extent
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever damaged bytes lead them to
+        raise BadImage(_explain(error, data)) from error
 
 
 def _open(data: bytes) -> Image.Image:
@@ -112,11 +125,14 @@ def _open(data: bytes) -> Image.Image:
     return image
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _read_orientation(image: Image.Image) -> int | None:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        return image.getexif().get(_ORIENTATION_TAG)
     except Exception:  # damaged metadata does not make the pixels worse
-        orientation = None
+        return None
+
+
+def _turn_upright(image: Image.Image, orientation: int | None) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 

@@ -1,7 +1,7 @@
 """Compiled steps of training: what Keras's `fit` does with each batch, without what it costs each batch.
 
-On TensorFlow a step is a function of its own. A dense network waits for memory, so XLA joins its operations
-and two steps go into one call; a convolutional one multiplies, on processor cores by minimal filtering.
+On TensorFlow a step is a function of its own. A large dense network waits for memory, so XLA joins its
+operations and two steps go into one call; a convolutional one multiplies, on processor cores by minimal filtering.
 On Keras's other backends, which compile steps well themselves, Keras's own step is used.
 """
 
@@ -12,6 +12,9 @@ import numpy as np
 from thaw.config import OptimizerConfig
 from thaw.device import compile_function, differentiate, list_layers, prepare_keras
 from thaw.winograd import speed_up_convolutions
+
+# Below so many weights XLA takes longer to compile than it saves.
+_JOINED_WEIGHTS = 500_000
 
 
 def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> None:
@@ -81,14 +84,16 @@ class TensorFlowSteps(KerasSteps):
         super().__init__(network)
         speed_up_convolutions(network)
         convolution = prepare_keras().layers.Conv2D
-        fuse = not any(isinstance(layer, convolution) for layer in list_layers(network))
-        self.batches = 2 if fuse else 1
+        dense = not any(isinstance(layer, convolution) for layer in list_layers(network))
+        self.batches = 2 if dense and network.count_params() >= _JOINED_WEIGHTS else 1
         network.optimizer.build(network.trainable_variables)
-        self._train = compile_function(self._step_through, fuse)
-        self._score = compile_function(self._forward, fuse)
+        self._step = compile_function(self._step_through, fuse=False)
+        self._steps = compile_function(self._step_through, fuse=True)
+        self._score = compile_function(self._forward, fuse=False)
 
     def train(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return np.asarray(self._train(features, labels[..., None]), dtype=np.float64)
+        step = self._step if len(features) == 1 else self._steps
+        return np.asarray(step(features, labels[..., None]), dtype=np.float64)
 
     def score(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.asarray(self._score(features, labels[..., None]), dtype=np.float64)

@@ -71,7 +71,11 @@ def filter_minimally(layer: Any) -> None:
     def filter_maps(maps: Any, kernel: Any) -> Any:
         height, width, inputs = maps.shape[1:]
         # bfloat16 would lose in the transforms the digits that it has.
-        suits = height == width and prepare_keras().backend.standardize_dtype(maps.dtype) == "float32"
+        suits = (
+            height is not None
+            and height == width
+            and prepare_keras().backend.standardize_dtype(maps.dtype) == "float32"
+        )
         transforms = choose_transforms(height, inputs, kernel.shape[-1]) if suits else None
         return _convolve(maps, kernel, transforms) if transforms else convolve(maps, kernel)
 
