@@ -54,8 +54,8 @@ def read_image(data: bytes, size_pixels: int, resize_filter: str) -> np.ndarray:
     """
     smallest = None if resize_filter == "nearest" else _REDUCED_FACTOR * size_pixels
     image, orientation, extent = _decode(data, smallest)
-    square = image.resize((size_pixels, size_pixels), _FILTERS[resize_filter], box=extent)
-    return np.array(_turn_upright(square, orientation))
+    square = resize_image(image, size_pixels, resize_filter, extent)
+    return np.array(_turn_upright(Image.fromarray(square), orientation))
 
 
 def decode_image(data: bytes, smallest_pixels: int | None = None) -> Image.Image:
@@ -75,13 +75,18 @@ def decode_image(data: bytes, smallest_pixels: int | None = None) -> Image.Image
     return _turn_upright(image, orientation)
 
 
-def resize_image(image: Image.Image, size_pixels: int, resize_filter: str) -> np.ndarray:
+def resize_image(
+    image: Image.Image, size_pixels: int, resize_filter: str, box: tuple[float, ...] | None = None
+) -> np.ndarray:
     """Squash an RGB image to a square, as Keras' loaders do.
+
+    Args:
+        box: the part to take, as (left, upper, right, lower) in pixels; the whole when None.
 
     Returns:
         uint8 of shape (size_pixels, size_pixels, 3), values 0 to 255.
     """
-    return np.array(image.resize((size_pixels, size_pixels), _FILTERS[resize_filter]))
+    return np.array(image.resize((size_pixels, size_pixels), _FILTERS[resize_filter], box=box))
 
 
 def _decode(
