@@ -42,7 +42,7 @@ def test_train_prints_one_json_object_with_all_that_a_script_needs(trained: Ende
 
 
 def test_progress_goes_to_standard_error_with_rate_and_time_left(trained: Ended):
-    assert "block4_pool of images" in trained.err
+    assert "block4_pool and block5_pool of images" in trained.err
     assert "images/s" in trained.err
 
 
