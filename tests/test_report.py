@@ -149,9 +149,9 @@ def test_the_gate_shows_statistic_threshold_and_settings(run):
         read_text(render_html(run)),
         render_markdown(run).replace("\u00a0", " ").replace("\\", ""),
     )
-    assert "statistic 0.0011 nats threshold 0.0020 nats settings patience_epochs 5, min" in text
+    assert "statistic 0.0011 nats threshold 0.0020 nats settings patience_epochs 8, min" in text
     assert (
-        "| statistic | 0.0011 nats |\n| threshold | 0.0020 nats |\n| settings | patience_epochs 5, "
+        "| statistic | 0.0011 nats |\n| threshold | 0.0020 nats |\n| settings | patience_epochs 8, "
         in markdown
     )
 
