@@ -15,7 +15,7 @@ test: $(READY)
 fast: $(READY)
 	$(VENV)/bin/python -m pytest -m "not real and not slow"
 
-# Thaw beside plain Keras, on the real images: under half an hour. Alone: .venv/bin/python -m benchmarks NAME
+# Thaw beside plain Keras, on the real images: about half an hour. Alone: .venv/bin/python -m benchmarks NAME
 bench: $(READY)
 	$(VENV)/bin/python -m benchmarks
 
