@@ -1,0 +1,52 @@
+"""The command line, as `thaw`, as `python -m commands` and as `python -m flows`.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 2 a user's
+mistake, 3 the gate stayed closed, 1 anything else.
+"""
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from commands import about, data, models, training
+from commands.terminal import notes
+from thaw.errors import Mistake, ThawError
+
+EXIT_MISTAKE, EXIT_FAULT = 2, 1
+_TYPERS_INTERRUPT = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a labelled image dump to a tested, fine-tuned classifier.",
+)
+for command in (
+    *(training.train, training.demo),
+    *(data.split, data.features),
+    *(models.predict,),
+    *(about.doctor, about.recipes),
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        app()
+    except SystemExit as ending:
+        if ending.code != _TYPERS_INTERRUPT:
+            raise
+        notes.print("interrupted; what was finished is kept, the same command goes on from there")
+        sys.exit(EXIT_FAULT)
+    except OSError as error:
+        notes.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(EXIT_FAULT)
+    except ThawError as error:
+        notes.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(EXIT_MISTAKE if isinstance(error, Mistake) else EXIT_FAULT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Options that commands share, and the settings that they add up to."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from thaw.config import TrainConfig
+from thaw.errors import BadConfig
+
+DumpOption = Annotated[Path, typer.Option("--dump", help="Zip archive or folder of labelled images.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")]
+WeightsOption = Annotated[
+    str | None, typer.Option("--weights", help="imagenet, drawings, random, or the path of a file.")
+]
+LayoutOption = Annotated[
+    str | None, typer.Option("--layout", help="auto, flat, class_folders or ready_splits.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting, such as head.epochs=10. Repeatable.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the store [THAW_STORE, or store].")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
+
+
+def gather_settings(
+    dump: Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
+) -> dict[str, Any]:
+    """Nested settings, as `build_config` takes them, of what was given on the command line."""
+    settings: dict[str, Any] = {"dump": {"path": dump}, "recipe": recipe}
+    for change in changes or []:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise BadConfig(f"--set takes KEY=VALUE, such as head.epochs=10. Received: {change!r}.")
+        try:
+            put_setting(settings, key, yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise BadConfig(
+                f"setting '{key}': not a value that YAML can read. Received: {value!r}."
+            ) from None
+    if layout is not None:
+        put_setting(settings, "dump.layout", layout)
+    if weights is not None:
+        put_setting(settings, "backbone.weights", weights)
+    return settings
+
+
+def put_setting(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Set one value under a dotted key, such as head.epochs."""
+    *sections, name = key.strip().split(".")
+    place = settings
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise BadConfig(f"setting '{key}': '{section}' is already set to {place!r}, which has no parts.")
+    place[name] = value

@@ -1,0 +1,77 @@
+"""Commands that train: on a dump, or on drawn images to show the way."""
+
+from typing import Annotated
+
+import typer
+
+from commands.options import (
+    DEFAULT_RECIPE,
+    DumpOption,
+    JsonOption,
+    LayoutOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    WeightsOption,
+    gather_settings,
+    put_setting,
+)
+from commands.terminal import flatten_outcome, notes, print_json, print_outcome, results
+from thaw.config import TrainConfig, build_config
+from thaw.store import Store
+
+EXIT_GATE_CLOSED = 3
+
+
+def train(
+    dump: DumpOption,
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    changes: SetOption = None,
+    override_gate: Annotated[
+        bool, typer.Option("--override-gate", help="Fine-tune even from an unconverged head, and say so.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, test and save a model, as a Prefect flow."""
+    settings = gather_settings(dump, recipe, weights, layout, changes)
+    if override_gate:
+        put_setting(settings, "gate.override_gate", True)
+    _train(build_config(settings), Store(store), as_json)
+
+
+def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Run the whole method offline on drawn cats and dogs, with a small backbone."""
+    from thaw.drawings import draw_dump
+
+    place = Store(store)
+    place.check_writable()
+    dump = place.root / "drawn-cats-and-dogs.zip"
+    if not dump.exists():
+        notes.print("drawing 400 cats and dogs …")
+        draw_dump(dump)
+    _train(build_config({"dump": {"path": dump}, "recipe": "demo"}), place, as_json)
+
+
+def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
+    from commands.session import run_flow
+
+    outcome = run_flow(config, store)
+    folder = store.folder("runs", outcome.run)
+    report, model = folder / "report.html", folder / "model.keras"
+    if as_json:
+        print_json(
+            **flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model)
+        )
+    else:
+        print_outcome(outcome)
+        results.print(f"report  {report}", soft_wrap=True)
+        if not outcome.withheld:
+            results.print(f"model   {model}", soft_wrap=True)
+    if outcome.withheld:
+        notes.print(
+            f"[yellow]the gate stayed closed:[/yellow] {outcome.verdict.reason}. No model was released."
+        )
+        raise typer.Exit(EXIT_GATE_CLOSED)
