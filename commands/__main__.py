@@ -23,9 +23,9 @@ app = typer.Typer(
     help="From a labelled image dump to a tested, fine-tuned classifier.",
 )
 for command in (
-    *(training.train, training.demo),
+    *(training.train, training.retrain, training.demo),
     *(data.split, data.features),
-    *(models.predict,),
+    *(models.models, models.promote, models.rollback, models.predict),
     *(about.doctor, about.recipes),
 ):
     app.command()(command)

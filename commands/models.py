@@ -1,17 +1,25 @@
 """Commands about trained models."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from commands.options import JsonOption, StoreOption
 from commands.terminal import print_json, print_table, results
 from thaw.errors import Mistake
+from thaw.store import Store
+
+if TYPE_CHECKING:
+    from thaw.registry import Registry
+
+_STANDING = {"promoted": "promoted", "kept": "not promoted", "held": "waits for promotion"}
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model.keras that `thaw train` saved.")],
+    model: Annotated[str, typer.Argument(help="A model.keras that `thaw train` saved; or champion, v3, …")],
     images: Annotated[list[Path], typer.Argument(help="Image files, folders or zip archives.")],
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a CSV file here.")] = None,
     store: StoreOption = None,
@@ -19,11 +27,11 @@ def predict(
 ) -> None:
     """Print class and probability of each image."""
     from thaw.model import load_model
-    from thaw.predict import predict_images, write_csv
+    from thaw.predict import find_model, predict_images, write_csv
 
     if csv and not csv.absolute().parent.is_dir():
         raise Mistake(f"there is no folder {csv.absolute().parent} to write {csv.name} to. Make it first.")
-    network, facts = load_model(model)
+    network, facts = load_model(find_model(model, Store(store)))
     rows = list(predict_images(network, facts, images))
     if csv:
         write_csv(csv, facts.classes, rows)
@@ -46,3 +54,63 @@ def predict(
         raise Mistake("none of the images could be read.")
     if not rows:
         raise Mistake(f"no images found in {', '.join(map(str, images))}.")
+
+
+def models(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the trained models, which of them is champion, and what was decided about each."""
+    from thaw.registry import read_registry
+
+    registry = read_registry(Store(store))
+    champion = registry.champion.number if registry.champion else None
+    if as_json:
+        print_json(champion=champion, **asdict(registry))
+        return
+    standing = {decision.challenger: _STANDING[decision.outcome] for decision in registry.decisions}
+    standing |= {move.champion: "former champion" for move in registry.moves} | {champion: "champion"}
+    rows = [
+        (
+            f"v{version.number}",
+            standing.get(version.number, ""),
+            version.recipe,
+            f"{version.accuracy:.4f} of {version.test_images:,}",
+            f"{version.log_loss:.4f}",
+            version.registered_at[:10],
+            version.run,
+        )
+        for version in registry.versions
+    ]
+    print_table(["model", "", "recipe", "test accuracy", "log loss", "trained", "run"], rows)
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="v3, or the first digits of a run.")],
+    reason: Annotated[str, typer.Option("--reason", help="Kept with the move.")] = "",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a model champion."""
+    from thaw import registry
+
+    place = Store(store)
+    version = registry.read_registry(place).find(model)
+    _crown(registry.promote(place, version.number, reason or "by hand"), as_json)
+
+
+def rollback(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Make the champion before the present one champion again; once more goes one further back."""
+    from thaw.registry import roll_back
+
+    _crown(roll_back(Store(store)), as_json)
+
+
+def _crown(registry: "Registry", as_json: bool) -> None:
+    """Tell the new champion, to the Prefect server as well where one is set."""
+    from commands.session import tell_server
+
+    champion, move = registry.champion, registry.moves[-1]
+    tell_server(champion, move.reason)
+    if as_json:
+        print_json(champion=asdict(champion), before=move.before)
+        return
+    before = f", after v{move.before}" if move.before else ""
+    results.print(f"v{champion.number} is champion{before}: {escape(move.reason)}", soft_wrap=True)

@@ -1,43 +1,70 @@
-"""Run the train flow from a terminal: on the Prefect server that is set, or on a temporary one."""
+"""Run a flow from a terminal: on the Prefect server that is set, or on a temporary one."""
 
 import os
 import time
 import urllib.error
 import urllib.request
-from typing import Any
+from base64 import b64encode
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
 
 from thaw.config import TrainConfig
 from thaw.errors import NoServer, RunFailed, ThawError
-from thaw.records import Outcome
+from thaw.registry import Version
 from thaw.store import Store
 
 _ANSWER_SECONDS = 5
 _RECORDS_SECONDS = 20
 
 
-def run_flow(config: TrainConfig, store: Store) -> Outcome:
-    """Run `train` in this process and hand back its outcome, also that of a closed gate.
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a run ended: the name and message of its state, and what it handed back."""
+
+    state: str
+    message: str
+    data: Any
+
+
+def run_flow(
+    flow: Literal["train", "retrain"], config: TrainConfig, store: Store, **parameters: Any
+) -> Ended:
+    """Run a flow in this process, and say how it ended.
 
     Raises:
-        NoServer: a server is set but does not answer.
+        NoServer: a server is set but does not answer, or refuses the password.
         ThawError: whatever stopped the run.
+    """
+    _set_defaults()
+    _check_server()
+    run = getattr(import_module(f"flows.{flow}"), flow)
+    state = run(config, store=str(store.root), **parameters, return_state=True)
+    _wait_for_records(state)
+    data: Any = state.result(raise_on_failure=False)
+    if isinstance(data, ThawError):
+        raise data
+    if isinstance(data, BaseException):
+        raise RunFailed(
+            f"the run was ended by an unforeseen {type(data).__name__}: {data}. Its trace is above."
+        )
+    return Ended(state=state.name, message=state.message or "", data=data)
+
+
+def tell_server(champion: Version, reason: str) -> None:
+    """Emit the event of a promotion to the Prefect server, where one is set.
+
+    Raises:
+        NoServer: it does not answer, or refuses the password. The registry is changed all the same.
     """
     _set_defaults()
     from prefect.settings import PREFECT_API_URL
 
-    _check_server(PREFECT_API_URL.value())
-    from flows.train import train
+    if PREFECT_API_URL.value():
+        _check_server()
+        from tasks.screen import announce
 
-    state = train(config, store=str(store.root), return_state=True)
-    _wait_for_records(state)
-    ended: Any = state.result(raise_on_failure=False)
-    if isinstance(ended, Outcome):
-        return ended
-    if isinstance(ended, ThawError):
-        raise ended
-    raise RunFailed(
-        f"the run was ended by an unforeseen {type(ended).__name__}: {ended}. Its trace is above."
-    )
+        announce(champion, reason)
 
 
 def _set_defaults() -> None:
@@ -47,14 +74,27 @@ def _set_defaults() -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 
 
-def _check_server(url: str | None) -> None:
+def _check_server() -> None:
+    """See that the server which is set, if one is, answers and lets us in."""
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    url, secret = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
     if not url:
         return
+    request = urllib.request.Request(f"{url.rstrip('/')}/admin/version")
+    if secret:
+        password = b64encode(secret.get_secret_value().encode()).decode()
+        request.add_header("Authorization", f"Basic {password}")
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=_ANSWER_SECONDS):
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS):
             return
-    except urllib.error.HTTPError:
-        return  # it answers; whether it lets us in is for Prefect to say
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise NoServer(
+                f"the Prefect server at {url} refuses the password. Set PREFECT_API_AUTH_STRING=user:password "
+                "to the one it was started with."
+            ) from None
+        return  # it answers; what else it has to say Prefect will hear
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise NoServer(

@@ -91,7 +91,9 @@ def print_json(**values: Any) -> None:
 
 def print_table(columns: list[str], rows: list[tuple[Any, ...]], title: str | None = None) -> None:
     """Print rows under their column names."""
-    table = Table(*columns, title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     results.print(table)

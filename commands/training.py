@@ -1,8 +1,10 @@
 """Commands that train: on a dump, or on drawn images to show the way."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from commands.options import (
     DEFAULT_RECIPE,
@@ -17,10 +19,12 @@ from commands.options import (
     put_setting,
 )
 from commands.terminal import flatten_outcome, notes, print_json, print_outcome, results
-from thaw.config import TrainConfig, build_config
+from thaw.config import PromotionConfig, TrainConfig, build_config, build_section
+from thaw.promotion import Decision
 from thaw.store import Store
 
 EXIT_GATE_CLOSED = 3
+_RULE = PromotionConfig()
 
 
 def train(
@@ -55,10 +59,45 @@ def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
     _train(build_config({"dump": {"path": dump}, "recipe": "demo"}), place, as_json)
 
 
+def retrain(
+    dump: DumpOption,
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    changes: SetOption = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="How much lower the new model's test accuracy may be.")
+    ] = _RULE.margin,
+    better_by: Annotated[
+        str, typer.Option("--better-by", help="log_loss, accuracy, or nothing: not being worse is enough.")
+    ] = _RULE.better_by,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Leave it to `thaw promote` to make the new model champion.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train on what is new in the dump since the champion, and promote the new model where it is better."""
+    from commands.session import run_flow
+
+    config = build_config(gather_settings(dump, recipe, weights, layout, changes))
+    rule = {"margin": margin, "better_by": better_by, "approval": "ask" if ask else "automatic"}
+    ended = run_flow("retrain", config, Store(store), promotion=build_section(PromotionConfig, rule))
+    if as_json:
+        decision = asdict(ended.data) if isinstance(ended.data, Decision) else None
+        print_json(state=ended.state, reason=ended.message, decision=decision)
+    else:
+        results.print(f"[bold]{ended.state}[/bold]: {escape(ended.message)}", soft_wrap=True)
+        if ended.state == "Held":
+            results.print(f"to make it champion: thaw promote v{ended.data.challenger}")
+    if ended.state == "GateClosed":
+        raise typer.Exit(EXIT_GATE_CLOSED)
+
+
 def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
     from commands.session import run_flow
 
-    outcome = run_flow(config, store)
+    outcome = run_flow("train", config, store).data
     folder = store.folder("runs", outcome.run)
     report, model = folder / "report.html", folder / "model.keras"
     if as_json:

@@ -7,7 +7,7 @@ from thaw.records import Backbone, Features, Made, Split
 from thaw.store import Store
 
 
-@stage("features at {cut}", tags=("gpu",), retries=1)
+@stage("features at {cut}", wants_gpu=True, retries=1)
 def cache_features(
     split: Split,
     dump: DumpConfig,
@@ -20,7 +20,7 @@ def cache_features(
     return features.cache_features(split, dump, backbone, settings, cut, store, keep=keep)
 
 
-@stage("{views} views at {cut}", tags=("gpu",), retries=1)
+@stage("{views} views at {cut}", wants_gpu=True, retries=1)
 def cache_views(
     split: Split,
     dump: DumpConfig,
@@ -33,3 +33,15 @@ def cache_views(
     keep: tuple[str, ...] = (),
 ) -> Made[Features]:
     return features.cache_features(split, dump, backbone, settings, cut, store, views, augmentation, keep)
+
+
+@stage("test rows at {cut}", wants_gpu=True, retries=1)
+def cache_test_rows(
+    split: Split,
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    cut: str,
+    store: Store,
+) -> Made[Features]:
+    return features.cache_features(split, dump, backbone, settings, cut, store, sides=("test",))

@@ -1,21 +1,28 @@
-"""Tasks at the end of a run: test rows scored, report and model published."""
+"""Tasks at the end of a run: test rows scored, report and model published, the champion chosen."""
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.stage import show, stage
+from tasks.screen import announce, show
+from tasks.stage import stage
 from thaw import evaluate as evaluation
-from thaw import release
+from thaw import promotion, registry, release
+from thaw.config import TrainConfig
+from thaw.promotion import Comparison, Decision
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
+from thaw.registry import Registry, Version
 from thaw.report import RunSummary
+from thaw.report.contest import list_comparison
 from thaw.store import Store
 
 
-@stage("evaluate {checkpoint.stage}", tags=("gpu",), retries=1)
+def _show_metrics(made: Evaluation) -> None:
+    figures = {name: str(value) for name, value in vars(made.metrics).items()}
+    show(create_table_artifact, [figures], key=f"metrics-{made.stage.replace('_', '-')}")
+
+
+@stage("evaluate {checkpoint.stage}", wants_gpu=True, retries=1, present=_show_metrics)
 def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Evaluation]:
-    made = evaluation.evaluate(checkpoint, test, store)
-    figures = {name: str(value) for name, value in vars(made.value.metrics).items()}
-    show(create_table_artifact, [figures], key=f"metrics-{checkpoint.stage.replace('_', '-')}")
-    return made
+    return evaluation.evaluate(checkpoint, test, store)
 
 
 @stage("release", retries=1)
@@ -24,3 +31,33 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     report = store.folder("runs", made.value.run, "report.md").read_text(encoding="utf-8")
     show(create_markdown_artifact, report, key="report", description=run.title)
     return made
+
+
+@stage("register")
+def register_model(outcome: Outcome, config: TrainConfig, store: Store) -> Made[Version]:
+    version = registry.register_run(store, outcome, config.model_dump(mode="json"))
+    return Made(value=version, reused=False, note=f"run {version.run} is v{version.number}")
+
+
+def _show_comparison(comparison: Comparison) -> None:
+    rows = [
+        {"": what, "champion": theirs, "challenger": ours, "difference": difference}
+        for what, theirs, ours, difference in list_comparison(comparison)
+    ]
+    title = f"Champion and challenger on the same {comparison.images:,} test images"
+    show(create_table_artifact, rows, key="comparison", description=title)
+
+
+@stage("compare models", present=_show_comparison)
+def compare_models(champion: Evaluation, challenger: Evaluation) -> Made[Comparison]:
+    comparison = promotion.compare(champion, challenger)
+    note = f"accuracy {comparison.challenger_accuracy:.4f} against {comparison.champion_accuracy:.4f}"
+    return Made(value=comparison, reused=False, note=note)
+
+
+@stage("decide")
+def record_decision(decision: Decision, challenger: Version, store: Store) -> Made[Registry]:
+    revised = registry.record_decision(store, decision)
+    if decision.outcome == "promoted":
+        announce(challenger, decision.reason)
+    return Made(value=revised, reused=False, note=f"v{challenger.number} {decision.reason}")

@@ -2,7 +2,8 @@
 
 A stage finishes as `Cached` where its output was found published, as Completed where it was made,
 and as Failed with one plain sentence where `thaw` says what is wrong. It reports progress to the
-Prefect UI, and how long it took to the flow that called it.
+Prefect UI, and how long it took to the flow that called it. A stage that wants a GPU is handed to
+the pool of GPU workers, where its flow asks for that.
 """
 
 import logging
@@ -15,10 +16,11 @@ from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
+from tasks.dispatch import Dispatch, run_elsewhere, serve
+from tasks.screen import ProgressArtifacts
 from thaw.errors import ThawError
 from thaw.progress import listen
 from thaw.records import Made, StageTime
@@ -27,41 +29,54 @@ Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
 
 _stages: ContextVar[list[StageTime] | None] = ContextVar("stages", default=None)
-_ARTIFACT_SECONDS = 5.0
+_dispatch: ContextVar[Dispatch] = ContextVar("dispatch", default="inline")
 
 # Prefect sends the loggers of PREFECT_LOGGING_EXTRA_LOGGERS to the run's log, but leaves them at Python's WARNING.
 logging.getLogger("thaw").setLevel(logging.INFO)
 
 
 @contextmanager
-def time_stages() -> Iterator[list[StageTime]]:
-    """Collect what the stages called inside took."""
+def run_stages(dispatch: Dispatch = "inline") -> Iterator[list[StageTime]]:
+    """Collect what the stages called inside took; those that want a GPU run where `dispatch` says."""
     collected: list[StageTime] = []
-    token = _stages.set(collected)
+    tokens = _stages.set(collected), _dispatch.set(dispatch)
     try:
         yield collected
     finally:
-        _stages.reset(token)
+        _stages.reset(tokens[0])
+        _dispatch.reset(tokens[1])
 
 
 def stage(
-    name: str, tags: tuple[str, ...] = (), retries: int = 0
+    name: str,
+    wants_gpu: bool = False,
+    retries: int = 0,
+    present: Callable[[Any], None] = lambda value: None,
 ) -> Callable[[Callable[Parameters, Made[Value]]], Callable[Parameters, Value]]:
     """Make a function that returns `Made[Value]` a Prefect task whose call returns the value.
 
     Args:
         name: of each run, as a template of the function's parameters.
+        wants_gpu: tag it so, and let it be dispatched to the pool of GPU workers.
         retries: for failures of the surroundings; what `thaw` itself refuses is never retried.
+        present: shows the value in the Prefect UI.
     """
 
     def decorate(function: Callable[Parameters, Made[Value]]) -> Callable[Parameters, Value]:
+        def say_name(*args: Parameters.args, **kwargs: Parameters.kwargs) -> str:
+            return name.format(**signature(function).bind(*args, **kwargs).arguments)
+
         @wraps(function)
         def body(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:
             try:
-                with listen(_ProgressArtifacts()):
-                    made = function(*args, **kwargs)
+                with listen(ProgressArtifacts()):
+                    if wants_gpu and _dispatch.get() == "pools":
+                        made = run_elsewhere(function, say_name(*args, **kwargs), *args, **kwargs)
+                    else:
+                        made = function(*args, **kwargs)
             except ThawError as error:
                 return Failed(message=str(error), data=error)
+            present(made.value)
             get_run_logger().info("%s%s", "reused: " if made.reused else "", made.note)
             if made.reused:
                 return Completed(name="Cached", message=f"reused: {made.note}", data=made)
@@ -71,7 +86,7 @@ def stage(
             body,
             name=function.__name__.replace("_", " "),
             task_run_name=name,
-            tags=tags,
+            tags=("gpu",) if wants_gpu else (),
             retries=retries,
             retry_delay_seconds=10,
             retry_condition_fn=_is_worth_a_retry,
@@ -80,18 +95,22 @@ def stage(
             persist_result=False,
         )
 
+        def make(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Made[Value]:
+            return prefect_task(*args, **kwargs, return_state=True).result()
+
         @wraps(function)
         def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Value:
             started = time.monotonic()
-            state = prefect_task(*args, **kwargs, return_state=True)
-            made = state.result()
+            made = make(*args, **kwargs)
             collected = _stages.get()
             if collected is not None:
                 seconds = round(time.monotonic() - started, 3)
-                given = signature(function).bind(*args, **kwargs).arguments
-                collected.append(StageTime(stage=name.format(**given), seconds=seconds, cached=made.reused))
+                title = say_name(*args, **kwargs)
+                collected.append(StageTime(stage=title, seconds=seconds, cached=made.reused))
             return made.value
 
+        if wants_gpu:
+            serve(function, make)
         return call
 
     return decorate
@@ -99,32 +118,3 @@ def stage(
 
 def _is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:
     return not isinstance(state.data, ThawError)
-
-
-def show(create: Callable[..., Any], *content: Any, **options: Any) -> Any:
-    """Create or update an artifact in the Prefect UI; a server that can't take it stops no work."""
-    try:
-        return create(*content, **options)
-    except Exception as error:
-        get_run_logger().warning("an artifact was not kept: %s", error)
-        return None
-
-
-class _ProgressArtifacts:
-    """Shows long work in the Prefect UI, one progress artifact per label."""
-
-    def __init__(self) -> None:
-        self._artifacts: dict[str, Any] = {}
-        self._started = self._updated = time.monotonic()
-
-    def __call__(self, label: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if now - self._updated < _ARTIFACT_SECONDS and not (done == total and label in self._artifacts):
-            return
-        self._updated = now
-        percent = 100 * done / total
-        if label not in self._artifacts:
-            description = f"{label}: {total} in all"
-            self._artifacts[label] = show(create_progress_artifact, progress=percent, description=description)
-        elif self._artifacts[label]:
-            show(update_progress_artifact, self._artifacts[label], progress=percent)

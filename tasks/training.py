@@ -2,7 +2,8 @@
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.stage import show, stage
+from tasks.screen import show
+from tasks.stage import stage
 from thaw import convergence, fine_tune, head
 from thaw.config import BackboneConfig, FineTuneConfig, GateConfig, HeadConfig
 from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
@@ -10,7 +11,7 @@ from thaw.rows import ViewSource
 from thaw.store import Store
 
 
-@stage("train head, budget {budget}", tags=("gpu",), retries=1)
+@stage("train head, budget {budget}", wants_gpu=True, retries=1)
 def train_head(
     bottlenecks: Features,
     settings: HeadConfig,
@@ -22,15 +23,31 @@ def train_head(
     return head.train_head(bottlenecks, settings, gate, store, budget, source)
 
 
-@stage("judge convergence")
-def judge_convergence(trained: Checkpoint, gate: GateConfig) -> Made[Verdict]:
-    verdict = convergence.judge_convergence(trained.history, gate)
+@stage("train head from the champion's, budget {budget}", wants_gpu=True, retries=1)
+def train_warm_head(
+    bottlenecks: Features,
+    settings: HeadConfig,
+    gate: GateConfig,
+    store: Store,
+    budget: int,
+    source: ViewSource,
+    start: Checkpoint,
+) -> Made[Checkpoint]:
+    return head.train_head(bottlenecks, settings, gate, store, budget, source, start)
+
+
+def _show_verdict(verdict: Verdict) -> None:
     title = f"The gate's verdict: {verdict.state}"
     show(create_table_artifact, [vars(verdict)], key="gate", description=title)
+
+
+@stage("judge convergence", present=_show_verdict)
+def judge_convergence(trained: Checkpoint, gate: GateConfig) -> Made[Verdict]:
+    verdict = convergence.judge_convergence(trained.history, gate)
     return Made(value=verdict, reused=False, note=f"{verdict.state}: {verdict.reason}")
 
 
-@stage("fine-tune after {settings.cut}", tags=("gpu",), retries=1)
+@stage("fine-tune after {settings.cut}", wants_gpu=True, retries=1)
 def thaw_and_train(
     trained: Checkpoint,
     features: Features,

@@ -7,16 +7,17 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from thaw.errors import BadConfig
 
 # How far from a bound, as pydantic names it, the nearest valid value lies.
 _BOUNDS = {"ge": "", "le": "", "gt": "just above ", "lt": "just below "}
 
+SomeSection = TypeVar("SomeSection", bound="Section")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
@@ -62,6 +63,12 @@ class DumpConfig(Section):
     max_quarantine_fraction: float = Field(
         0.05, ge=0, le=1, description="Fail when more than this share of a class can't be used."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _stand_alone(cls, path: Path) -> Path:
+        """A stage may run in another folder than the one that the path was written in."""
+        return path.expanduser().absolute()
 
 
 class SplitConfig(RecipeSection):
@@ -215,6 +222,25 @@ class TrainConfig(Section):
         return _overlay(_overlay(blank, read_recipe(name)), {**given, "recipe": name})
 
 
+class PromotionConfig(Section):
+    """When a newly trained model takes the champion's place. Both are measured on the same test images."""
+
+    margin: float = Field(
+        0.01,
+        ge=0,
+        le=0.5,
+        description="How much lower its test accuracy may be; the lower end of the paired difference decides.",
+    )
+    better_by: Literal["log_loss", "accuracy", "nothing"] = Field(
+        "log_loss",
+        description="What it must be better by, beyond chance. nothing: not being worse is enough.",
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of both findings, each one-sided.")
+    approval: Literal["automatic", "ask"] = Field(
+        "automatic", description="ask: a person decides, in the Prefect UI or with `thaw promote`."
+    )
+
+
 def list_recipes() -> list[str]:
     """The names of all recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -238,10 +264,19 @@ def build_config(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         BadConfig: a key is unknown or a value out of bounds; one line per fault, with the nearest valid one.
     """
+    return build_section(TrainConfig, settings)
+
+
+def build_section(section: type[SomeSection], settings: Mapping[str, Any]) -> SomeSection:
+    """One checked section of the configuration.
+
+    Raises:
+        BadConfig: as `build_config` does.
+    """
     try:
-        return TrainConfig.model_validate(settings)
+        return section.model_validate(settings)
     except ValidationError as error:
-        raise BadConfig("\n".join(_explain(fault) for fault in error.errors())) from None
+        raise BadConfig("\n".join(_explain(section, fault) for fault in error.errors())) from None
 
 
 def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,13 +291,13 @@ def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(fault: Mapping[str, Any]) -> str:
+def _explain(section: type[Section], fault: Mapping[str, Any]) -> str:
     place = [str(part) for part in fault["loc"] if part not in ("int", "float")]
     where, kind, limits = ".".join(place), fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown setting '{where}'.{_nearest(place[-1], _keys_at(place[:-1]))}"
+        return f"unknown setting '{where}'.{_nearest(place[-1], _keys_at(section, place[:-1]))}"
     if kind == "missing":
-        return f"setting '{where}' is missing: {_field_at(place).description}"
+        return f"setting '{where}' is missing: {_field_at(section, place).description}"
     message = f"setting '{where}': {fault['msg'].removeprefix('Value error, ')}"
     if kind == "value_error":  # from a section's own rule, which says what it received
         return message
@@ -274,15 +309,15 @@ def _explain(fault: Mapping[str, Any]) -> str:
     return f"{message}. Received: {fault['input']!r}.{hint}"
 
 
-def _field_at(place: list[str]) -> Any:
-    model: Any = TrainConfig
+def _field_at(section: type[Section], place: list[str]) -> Any:
+    model: Any = section
     for part in place[:-1]:
         model = model.model_fields[part].annotation
     return model.model_fields[place[-1]]
 
 
-def _keys_at(place: list[str]) -> list[str]:
-    model: Any = TrainConfig
+def _keys_at(section: type[Section], place: list[str]) -> list[str]:
+    model: Any = section
     for part in place:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

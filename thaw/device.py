@@ -24,6 +24,8 @@ def prepare_keras():
 
         for gpu in tensorflow.config.list_physical_devices("GPU"):
             tensorflow.config.experimental.set_memory_growth(gpu, True)
+        # Its warnings about tracing say nothing to whoever trains a model.
+        tensorflow.get_logger().setLevel("ERROR")
         tensorflow.config.experimental.enable_op_determinism()
     # Operations are only reproducible once a seed is set; every stage then sets its own.
     # Wherever TensorFlow is installed Keras would import it for seconds to seed it too; it asks once.

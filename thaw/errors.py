@@ -9,14 +9,22 @@ ThawError
 │   ├── BadWeights          missing, corrupt, of another architecture, or not downloadable
 │   ├── BadCut              the backbone has no such layer, or can't be cut there
 │   ├── BadModel            not a model that Thaw saved
+│   ├── NoSuchModel         no version of the registry goes by that name
 │   ├── FeatureOverflow     features exceed what the storage dtype can hold
 │   ├── StoreNotWritable    the store's folder can't be created or written
-│   └── NoServer            the Prefect server asked for does not answer
+│   ├── NoDeployment        the Prefect server lacks the deployment that a GPU stage is handed to
+│   ├── NoServer            the Prefect server asked for does not answer
+│   ├── BadPassword         the Prefect server refuses the password
+│   ├── NotApplied          the Prefect server refuses what the deployments' files say
+│   └── NotStarted          `thaw up` lacks something, or what it starts does not come up
 ├── BadImage                one image can't be used; it is set aside, the run goes on
 ├── DiskFull                no room left; the store stays valid and the run can be resumed
+├── NotPublished            asked of a store that is only looked at, and not in it
 ├── EmptyHistory            a verdict was asked for before any epoch was run
+├── ChampionMoved           a decision was made against a model that is champion no more
 ├── UnlikeSplits            two results of different splits were about to be compared
 ├── ParityFailed            a saved model does not reproduce the probabilities it was tested with
+├── StageFailed             a stage that was handed to a GPU worker failed there
 └── RunFailed               a run was ended by an error that nobody foresaw
 """
 
@@ -57,12 +65,32 @@ class BadModel(Mistake):
     """The file is not a model that Thaw saved."""
 
 
+class NoSuchModel(Mistake):
+    """No version of the registry goes by that name."""
+
+
 class StoreNotWritable(Mistake):
     """The store's folder can't be created or written."""
 
 
 class NoServer(Mistake):
     """The Prefect server that the settings name does not answer."""
+
+
+class BadPassword(Mistake):
+    """The Prefect server refuses the password, or asks for one."""
+
+
+class NotApplied(Mistake):
+    """What prefect.yaml, or a file beside it, says can't be put on the Prefect server."""
+
+
+class NotStarted(Mistake):
+    """`thaw up` lacks what it needs, or what it started does not come up."""
+
+
+class NoDeployment(Mistake):
+    """The Prefect server has no deployment that GPU stages can be handed to."""
 
 
 class BadImage(ThawError):
@@ -73,6 +101,10 @@ class DiskFull(ThawError):
     """The disk is full. What was published stays valid; the run resumes when there is room."""
 
 
+class NotPublished(ThawError):
+    """A store that is only looked at lacks what was asked for, and it is not made there."""
+
+
 class FeatureOverflow(Mistake):
     """Features exceed the range of the dtype they are stored in."""
 
@@ -81,12 +113,20 @@ class EmptyHistory(ThawError):
     """No epoch was run, so there is nothing to judge."""
 
 
+class ChampionMoved(ThawError):
+    """A decision was made against a model that is champion no more."""
+
+
 class UnlikeSplits(ThawError):
     """Results of different splits can't be compared."""
 
 
 class ParityFailed(ThawError):
     """A saved model does not reproduce the probabilities it was tested with."""
+
+
+class StageFailed(ThawError):
+    """A stage that was handed to a GPU worker did not complete there."""
 
 
 class RunFailed(ThawError):

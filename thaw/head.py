@@ -44,14 +44,17 @@ def train_head(
     store: Store,
     budget: int = 1,
     source: ViewSource | None = None,
+    start: Checkpoint | None = None,
 ) -> Made[Checkpoint]:
     """Train a head for its budget of epochs, or until the gate's verdict on it is settled.
 
     Args:
         budget: which one it is; after the first, training goes on from the end of the one before.
         source: what fresh views are drawn from, where the features ask for those.
+        start: a head of the same shape to go on from, which takes part in the choice of the best weights;
+            without one the first weights are drawn.
     """
-    address = _address(features, settings, gate, budget)
+    address = _address(features, settings, gate, budget, start)
     found = find_checkpoint(store, address)
     if found:
         return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
@@ -61,11 +64,13 @@ def train_head(
 
     def begin() -> TrainingState:
         if budget > 1:
-            before = train_head(features, settings, gate, store, budget - 1, source).value
+            before = train_head(features, settings, gate, store, budget - 1, source, start).value
             best = load_network(store, before.address).get_weights()
             network = load_network(store, before.address, "last")
             return TrainingState(network=network, history=before.history, best=best)
         network = build_head(validation.shape, len(counts), settings)
+        if start:
+            network.set_weights(load_network(store, start.address).get_weights())
         compile_network(network, settings.optimizer, len(counts))
         return TrainingState(network=network, history=checkpoint.history, best=network.get_weights())
 
@@ -77,13 +82,16 @@ def train_head(
         batch_size=settings.batch_size,
         seed=settings.seed,
         should_stop=settled,
+        measures_start=start is not None,
     )
     with open_training_rows(features, source, store) as train:
         finished = train_network(begin, train, validation, schedule, store, checkpoint, "head")
     return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
 
 
-def _address(features: Features, settings: HeadConfig, gate: GateConfig, budget: int) -> str:
+def _address(
+    features: Features, settings: HeadConfig, gate: GateConfig, budget: int, start: Checkpoint | None
+) -> str:
     # The gate decides what is trained only where it ends training.
     ending = gate.model_dump(exclude={"max_extensions", "override_gate"})
     return digest_of(
@@ -93,4 +101,5 @@ def _address(features: Features, settings: HeadConfig, gate: GateConfig, budget:
         settings,
         ending if settings.stop == "when_converged" else None,
         budget,
+        *([start.address] if start else []),
     )

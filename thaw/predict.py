@@ -2,10 +2,12 @@
 
 import csv
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from thaw.archive import is_image_name, open_dump, printable
-from thaw.errors import BadImage
+from thaw.errors import BadDump, BadImage
 from thaw.images import read_image
 from thaw.layout import natural_key
-from thaw.model import ModelFacts, predict_pixels
+from thaw.model import ModelFacts, load_model, predict_pixels
 from thaw.progress import track
-from thaw.records import Record
+from thaw.records import Made, Record
+from thaw.registry import read_registry
+from thaw.store import Store
 
 _BATCH_IMAGES = 32
 
@@ -31,6 +35,63 @@ class LabelledImage(Record):
     label: str | None = None
     probabilities: tuple[float, ...] | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Record):
+    """What was labelled: by which model, into which file, and how many images each class was given."""
+
+    model: str
+    csv: str
+    images: int
+    unreadable: int
+    counts: Mapping[str, int]
+
+
+def find_model(name: str, store: Store) -> Path:
+    """The file of a model, from its path or from its name in the registry: `champion`, `v3`, digits of a run.
+
+    Raises:
+        NoSuchModel: it is neither a path nor a name.
+    """
+    if Path(name).exists() or Path(name).suffix or Path(name).name != name:
+        return Path(name)
+    return store.folder("runs", read_registry(store).find(name).run, "model.keras")
+
+
+def label_images(sources: Sequence[Path], model: str, csv: Path | None, store: Store) -> Made[Labelled]:
+    """Label images, and write the rows to `csv`, or to `predictions/` in the store, in one piece at the end.
+
+    Args:
+        model: as `find_model` takes it.
+
+    Raises:
+        BadDump: there are no images, or an archive can't be opened.
+        BadModel, NoSuchModel: there is no such model.
+    """
+    file = find_model(model, store)
+    network, facts = load_model(file)
+    rows = list(predict_images(network, facts, sources))
+    if not rows:
+        raise BadDump(
+            f"no images found in {', '.join(map(str, sources))}. Pass images, folders or zip archives."
+        )
+    written = csv or store.folder(
+        "predictions", f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}.csv"
+    )
+    written.parent.mkdir(parents=True, exist_ok=True)
+    partial = written.with_name(f".{written.name}.partial")
+    write_csv(partial, facts.classes, rows)
+    partial.replace(written)
+    counts = Counter(row.label for row in rows if row.label)
+    labelled = Labelled(
+        model=model,
+        csv=str(written),
+        images=len(rows),
+        unreadable=sum(row.error is not None for row in rows),
+        counts={label: counts[label] for label in facts.classes},
+    )
+    return Made(value=labelled, reused=False, note=f"{len(rows)} images in {written}")
 
 
 def predict_images(model: Any, facts: ModelFacts, sources: Sequence[Path]) -> Iterator[LabelledImage]:

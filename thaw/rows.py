@@ -12,8 +12,8 @@ import numpy as np
 from thaw.archive import Dump, open_dump
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
 from thaw.extract import BATCH_ROWS, Extractor, read_views
-from thaw.records import SIDES, Backbone, Features, FeatureSet, FeatureSpace, Split
-from thaw.shards import SpaceFolder
+from thaw.records import SIDES, Backbone, Features, FeatureSet, Split
+from thaw.shards import SpaceFolder, read_space
 from thaw.store import Store
 
 _EXPORT_ROWS = 256
@@ -44,7 +44,7 @@ class _SplitSide:
         self.images = split.rows(features.side)
         self.classes = split.classes
         self.labels = np.array(split.labels(features.side), dtype=np.int64)
-        self.space = store.read_file(store.folder("features", features.space, "space.json"), FeatureSpace)
+        self.space = read_space(features.space, store)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -20,6 +20,11 @@ Key = tuple[str, int]
 _KEY_DTYPE = np.dtype([("image", "u1", 32), ("view", "<u4")])
 
 
+def read_space(digest: str, store: Store) -> FeatureSpace:
+    """What the digest of a feature space stands for."""
+    return store.read_file(store.folder("features", digest, "space.json"), FeatureSpace)
+
+
 class SpaceFolder:
     """One feature space on disk: `features/<space>/<shard>/features.npy, keys.npy, shard.json`.
 

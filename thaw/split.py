@@ -77,7 +77,11 @@ def publish_split(manifest: Manifest, config: SplitConfig, store: Store) -> Made
     Raises:
         ShortClass, BadConfig: as `split_manifest` does.
     """
-    split = split_manifest(manifest, config)
+    return publish_rows(split_manifest(manifest, config), store)
+
+
+def publish_rows(split: Split, store: Store) -> Made[Split]:
+    """Publish a split in the store under its digest."""
     reused = store.read("splits", split.digest, Split) is not None
     if not reused:
         store.publish("splits", split.digest, split)
@@ -100,16 +104,16 @@ def _split_by_index(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, 
     for side in SIDES:
         parts[side] = list(rows[start : start + counts[side]])
         start += counts[side]
-    return _check_no_side_is_empty(label, rows, parts, "index")
+    return check_no_side_is_empty(label, rows, parts, "index")
 
 
 def _split_by_hash(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int) -> Sides:
     parts: Sides = {side: [] for side in SIDES}
     for row in rows:
-        side = _draw_side(row, shares, seed)
+        side = draw_side(row, shares, seed)
         if side:
             parts[side].append(row)
-    return _check_no_side_is_empty(label, rows, parts, "hash")
+    return check_no_side_is_empty(label, rows, parts, "hash")
 
 
 def _split_by_directory(
@@ -121,10 +125,11 @@ def _split_by_directory(
         train = parts["train"]
         parts[side] = [row for row in train if _position(row, seed) < fraction]
         parts["train"] = [row for row in train if _position(row, seed) >= fraction]
-    return _check_no_side_is_empty(label, rows, parts, "directory")
+    return check_no_side_is_empty(label, rows, parts, "directory")
 
 
-def _draw_side(row: ImageRow, shares: Mapping[Side, float], seed: int) -> Side | None:
+def draw_side(row: ImageRow, shares: Mapping[Side, float], seed: int) -> Side | None:
+    """The side that an image's bytes and the seed give it; None where the fractions leave it out."""
     position, limit = _position(row, seed), 0.0
     for side in reversed(SIDES):
         limit += shares[side]
@@ -155,7 +160,12 @@ def _use_everything(shares: Mapping[Side, float]) -> bool:
     return math.isclose(sum(shares.values()), 1, abs_tol=1e-9)
 
 
-def _check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, strategy: str) -> Sides:
+def check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, strategy: str) -> Sides:
+    """Hand the rows of a class back, each side of them with one at least.
+
+    Raises:
+        ShortClass: a side has none.
+    """
     for side in SIDES:
         if not parts[side]:
             remedy = {

@@ -1,0 +1,35 @@
+"""From a dump to cached features: the costly part of a run, so that training begins at once."""
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from flows.method import StorePath, Where, cache_bottlenecks, open_dump
+from tasks import dataset
+from tasks.dispatch import cancel_children
+from tasks.screen import label_run
+from tasks.stage import run_stages
+from thaw.config import TrainConfig
+from thaw.errors import ThawError
+from thaw.store import Store
+
+
+@flow(
+    name="prepare",
+    flow_run_name="prepare {config.recipe} on {config.dump.path.name}",
+    on_cancellation=[cancel_children],
+)
+def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
+    """Verify and split the images of a dump, and push each through the frozen backbone."""
+    place = Store(store)
+    try:
+        with run_stages(dispatch):
+            backbone, manifest = open_dump(config, place)
+            split = dataset.split_images(manifest, config.split, place)
+            bottlenecks = cache_bottlenecks(config, backbone, split, place)
+    except ThawError as error:
+        label_run("failed")
+        return Failed(message=str(error), data=error)
+    images = f"{len(manifest.images):,} images"
+    label_run(images)
+    aside = f", {len(manifest.quarantined):,} set aside" if manifest.quarantined else ""
+    return Completed(message=f"{images}{aside}, split {split.digest}", data=bottlenecks)

@@ -1,0 +1,33 @@
+"""One GPU stage of another run, on a worker of the GPU pool."""
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+# What may be asked for: importing a stage makes it known.
+from tasks import features, release, training  # noqa: F401
+from tasks.dispatch import StageCall, answer_call
+from tasks.stage import run_stages
+from thaw.errors import BadConfig, ThawError
+from thaw.store import Store
+
+
+@flow(name="stage")
+def run_stage(call: str, store: str | None = None) -> State:
+    """Run the stage whose call lies in the store, and leave the handle to its output there.
+
+    Args:
+        call: digest of the call, in `calls/` of the store.
+    """
+    place = Store(store)
+    try:
+        found = place.read("calls", call, StageCall)
+        if found is None:
+            raise BadConfig(
+                f"there is no call {call} in the store at {place.root}. Runs of this deployment are started by "
+                "others with dispatch 'pools'; both sides must see the same store, under the same path."
+            )
+        with run_stages():
+            made = answer_call(found, place)
+    except ThawError as error:
+        return Failed(message=str(error), data=error)
+    return Completed(name="Cached" if made.reused else "Completed", message=made.note)

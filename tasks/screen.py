@@ -1,0 +1,79 @@
+"""What the Prefect UI shows of a run: artifacts, progress, names, tags.
+
+None of it is worth a run's life: what the server can't take is left out with a warning.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prefect import get_client, get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+
+from thaw.registry import Version
+
+_ARTIFACT_SECONDS = 5.0
+
+
+def show(create: Callable[..., Any], *content: Any, **options: Any) -> Any:
+    """Create or update an artifact in the Prefect UI."""
+    try:
+        return create(*content, **options)
+    except Exception as error:
+        get_run_logger().warning("an artifact was not kept: %s", error)
+        return None
+
+
+def label_run(outcome: str = "", tags: Iterable[str] = ()) -> None:
+    """Add to the name of the flow run what it came to, and tags to its tags."""
+    name = flow_run.get_name()
+    if outcome and f": {outcome}" not in name:
+        name = f"{name.partition(': ')[0]}: {outcome}"
+    every = sorted({*flow_run.get_tags(), *tags})
+    try:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.get_id(), name=name, tags=every)
+    except Exception as error:
+        get_run_logger().warning("the run could not be labelled: %s", error)
+
+
+def announce(champion: Version, reason: str) -> None:
+    """Emit the event `thaw.model.promoted`, with the new champion's figures, for automations to act on."""
+    emit_event(
+        event="thaw.model.promoted",
+        resource={
+            "prefect.resource.id": f"thaw.model.{champion.run}",
+            "prefect.resource.name": f"v{champion.number}, {champion.recipe}",
+        },
+        payload={
+            "version": champion.number,
+            "run": champion.run,
+            "recipe": champion.recipe,
+            "test_accuracy": champion.accuracy,
+            "test_log_loss": champion.log_loss,
+            "test_images": champion.test_images,
+            "reason": reason,
+        },
+    )
+
+
+class ProgressArtifacts:
+    """Shows long work in the Prefect UI, one progress artifact per label."""
+
+    def __init__(self) -> None:
+        self._artifacts: dict[str, Any] = {}
+        self._started = self._updated = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._updated < _ARTIFACT_SECONDS and not (done == total and label in self._artifacts):
+            return
+        self._updated = now
+        percent = 100 * done / total
+        if label not in self._artifacts:
+            description = f"{label}: {total} in all"
+            self._artifacts[label] = show(create_progress_artifact, progress=percent, description=description)
+        elif self._artifacts[label]:
+            show(update_progress_artifact, self._artifacts[label], progress=percent)

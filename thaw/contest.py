@@ -1,0 +1,82 @@
+"""Champion and challenger: who is entered, whether there is a contest at all, and on which images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from thaw.config import TrainConfig, build_config
+from thaw.errors import NoSuchModel
+from thaw.growth import DumpChange
+from thaw.records import Checkpoint, Manifest, Split
+from thaw.registry import Registry, Version
+from thaw.store import Store
+from thaw.trainer import find_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A registered model with all that it was made from. `model` is its last checkpoint: what is tested."""
+
+    version: Version
+    config: TrainConfig
+    manifest: Manifest
+    split: Split
+    head: Checkpoint
+    model: Checkpoint
+
+    def starts(self, config: TrainConfig, split: Split) -> bool:
+        """Whether its head can go on learning as the head of another run."""
+        theirs, ours = self.config, config
+        return (
+            theirs.backbone == ours.backbone
+            and theirs.head.dense_units == ours.head.dense_units
+            and theirs.head.activation == ours.head.activation
+            and self.split.classes == split.classes
+        )
+
+
+def enter(version: Version, store: Store) -> Contender:
+    """Read from the store what a version was made from.
+
+    Raises:
+        NoSuchModel: the store has lost a part of it.
+    """
+    found = {
+        "manifest": store.read("manifests", version.manifest, Manifest),
+        "split": store.read("splits", version.split, Split),
+        "head": find_checkpoint(store, version.head),
+        "model": find_checkpoint(store, version.fine_tuned or version.head),
+    }
+    lost = [name for name, record in found.items() if record is None]
+    if lost:
+        raise NoSuchModel(
+            f"v{version.number} can't be compared with: the store at {store.root} has lost its "
+            f"{', '.join(lost)}. Put it back, or make another version champion with `thaw promote`."
+        )
+    return Contender(version=version, config=build_config(version.settings), **found)
+
+
+def find_reason_to_skip(registry: Registry, change: DumpChange, config: TrainConfig) -> str | None:
+    """Why there is nothing to train: neither dump nor settings differ from a model's that was judged already."""
+    champion = registry.champion
+    settings = describe_settings(config)
+    if change.is_empty and _settings_of(champion) == settings:
+        return f"nothing new since the champion, v{champion.number}, was trained: {change}"
+    for decision in reversed(registry.decisions):
+        judged = registry.find(decision.challenger)
+        if (
+            decision.champion == champion.number
+            and judged.manifest == change.after
+            and _settings_of(judged) == settings
+        ):
+            return f"nothing new since v{judged.number} was judged: {decision.reason}"
+    return None
+
+
+def describe_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a model, as JSON: all but where the dump lies."""
+    return config.model_dump(mode="json", exclude={"dump"})
+
+
+def _settings_of(version: Version) -> Mapping[str, Any]:
+    return {section: given for section, given in version.settings.items() if section != "dump"}
