@@ -22,7 +22,10 @@ from thaw.records import (
     Verdict,
 )
 from thaw.report import RunSummary
-from thaw.report.plots import plot_confusion, plot_curves, plot_views
+from thaw.report.confusion import plot_confusion
+from thaw.report.curves import plot_curves
+from thaw.report.photographs import MOST_IMAGES, plot_mistakes, plot_views
+from thaw.report.summary import list_mistakes
 
 CLASSES = ("cat", "dog")
 PLATEAUED = Verdict(
@@ -105,7 +108,7 @@ def make_checkpoint(stage, history):
 
 
 def make_run(classes=CLASSES, quarantined=(), **changes):
-    """A run that fine-tuned behind a converged head, with three real pictures."""
+    """A run that fine-tuned behind a converged head, with all pictures of it."""
     sides = {side: make_rows(side, classes * n) for side, n in (("train", 9), ("validation", 4), ("test", 4))}
     images = (*sides["train"], *sides["validation"], *sides["test"], *make_rows("spare", classes))
     head, fine_tune = make_history(), make_history(8, floor=0.05)
@@ -134,7 +137,7 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
             StageTime(stage="train head", seconds=14.8, cached=False),
             StageTime(stage="fine-tune", seconds=733.0, cached=False),
         ),
-        "pictures": make_pictures(classes),
+        "pictures": {} if "pictures" in changes else make_pictures(classes),
         "versions": {"thaw": "0.1.0", "keras": "3.15.1"},
     }
     return RunSummary(**{**settings, **changes})
@@ -142,11 +145,12 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
 
 @cache
 def make_pictures(classes):
-    metrics = make_evaluation("fine_tuned", wrong=22, classes=classes).metrics
+    made = make_evaluation("fine_tuned", wrong=22, classes=classes)
     return {
         "curves": plot_curves(make_history(), make_history(8, floor=0.05), PLATEAUED, patience_epochs=5),
-        "confusion": plot_confusion(metrics, classes),
-        "views": plot_views(make_photographs(4)),
+        "confusion": plot_confusion(made.metrics, classes),
+        "mistakes": plot_mistakes(list_mistakes(made), make_photographs(MOST_IMAGES)),
+        "views": plot_views(make_photographs(8)),
     }
 
 
@@ -164,8 +168,8 @@ def close_gate(**changes):
     return make_run(**closed)
 
 
-def open_picture(png):
-    with Image.open(io.BytesIO(png)) as picture:
+def open_picture(data, kind="PNG"):
+    with Image.open(io.BytesIO(data)) as picture:
         picture.load()
-        assert picture.format == "PNG"
+        assert picture.format == kind
         return picture.size

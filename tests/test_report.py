@@ -1,11 +1,16 @@
+import io
 import math
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tests.conftest import small_config
 from tests.run_samples import (
     IMPROVING,
     close_gate,
@@ -14,9 +19,12 @@ from tests.run_samples import (
     make_run,
     open_picture,
 )
+from thaw.dump import scan_dump
 from thaw.errors import UnlikeSplits
 from thaw.records import Backbone, Epoch, History, Quarantined, Verdict
+from thaw.release import release_run
 from thaw.report import render_html, render_markdown, write_report
+from thaw.split import split_manifest
 
 
 def read_text(html):
@@ -25,13 +33,27 @@ def read_text(html):
     return " ".join(body.replace("&#39;", "'").replace("\u00a0", " ").split())
 
 
+def read_pictures(markdown):
+    """The pictures in the Markdown by name: their kind, PNG or JPEG, and size in pixels."""
+    found = re.findall(r"!\[(\w+)\]\(data:image/(\w+);base64,([^)]+)\)", markdown)
+    return {name: (kind.upper(), open_picture(b64decode(data), kind.upper())) for name, kind, data in found}
+
+
+def make_noise(side_pixels):
+    """A PNG that no encoder makes much smaller."""
+    noise = np.random.default_rng(0).integers(0, 256, (side_pixels, side_pixels, 3), dtype=np.uint8)
+    encoded = io.BytesIO()
+    Image.fromarray(noise).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 @pytest.fixture(scope="module")
 def run():
     return make_run()
 
 
-def test_importing_the_report_and_the_plots_loads_neither_matplotlib_nor_keras():
-    code = "import sys, thaw.report, thaw.report.plots; print({'matplotlib', 'keras', 'tensorflow'} & {*sys.modules})"
+def test_importing_the_report_and_its_pictures_loads_neither_matplotlib_nor_keras():
+    code = "import sys, thaw.report.pictures; print({'matplotlib', 'keras', 'tensorflow'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -51,10 +73,10 @@ def test_the_report_is_one_small_file_that_needs_nothing_else(run, tmp_path):
 
 def test_the_report_shows_every_picture(run):
     html = render_html(run)
-    assert html.count('src="data:image/png;base64,iVBOR') == 3
-    for picture in run.pictures.values():
-        assert len(picture) < 120_000
-        open_picture(picture)
+    shown = re.findall(
+        r'<section id="(\w+)">(?:(?!</section>).)*?src="data:image/png;base64,iVBOR', html, re.S
+    )
+    assert shown == ["curves", "evaluation", "mistakes", "views"]
 
 
 def test_the_first_sentence_says_how_often_the_model_was_right(run):
@@ -70,6 +92,8 @@ def test_a_fine_tune_that_made_it_worse_says_so():
 
 def test_fine_tuning_is_compared_with_the_head_image_by_image(run):
     assert "mended 9 of the head's mistakes and made no new ones" in read_text(render_html(run))
+    worse = make_run(evaluation=make_evaluation("fine_tuned", wrong=32))
+    assert "mended none of the head's mistakes and made 1 new one." in read_text(render_html(worse))
 
 
 def test_evaluations_of_different_splits_are_not_reported_side_by_side():
@@ -205,11 +229,63 @@ def test_cost_says_which_stages_were_cached(run):
     assert "all 14 min 42 s" in text
 
 
-def test_markdown_leaves_out_pictures_that_would_make_it_too_long(run):
-    assert len(render_markdown(run)) < 300_000
-    assert render_markdown(run).count("](data:image/png;base64,") == 2
-    large = make_run(pictures={"curves": run.pictures["curves"], "confusion": bytes(250_000)})
-    text = render_markdown(large)
-    assert len(text) < 300_000
-    assert text.count("](data:image/png;base64,") == 1
-    assert "(The picture is in the report: confusion.)" in text
+def test_markdown_shows_every_picture_and_what_is_too_large_as_jpeg_of_the_same_size(run):
+    markdown = render_markdown(run)
+    assert len(markdown.encode()) < 300_000
+    pictures = read_pictures(markdown)
+    assert {name: kind for name, (kind, _) in pictures.items()} == {
+        "curves": "PNG",
+        "confusion": "PNG",
+        "mistakes": "JPEG",
+        "views": "JPEG",
+    }
+    assert {name: size for name, (_, size) in pictures.items()} == {
+        name: open_picture(picture) for name, picture in run.pictures.items()
+    }
+    assert "report.html" not in markdown.replace("(The full configuration: see report.html.)", "")
+
+
+def test_markdown_says_where_a_picture_is_that_would_make_it_too_long(run):
+    markdown = render_markdown(replace(run, pictures={**run.pictures, "confusion": make_noise(1200)}))
+    assert len(markdown.encode()) < 300_000
+    assert set(read_pictures(markdown)) == {"curves", "mistakes", "views"}
+    assert "(The picture confusion: see report.html.)" in markdown
+
+
+def test_markdown_says_everything_else_that_the_page_says(run):
+    html, markdown = render_html(run), render_markdown(run)
+    titles = re.findall(r"<h2>(.+?)</h2>", html)
+    assert re.findall(r"^## (.+)$", markdown, re.M) == titles
+    rows = re.findall(r'<tr><th scope="row">(.+?)</th>', html)
+    assert len(rows) > 40
+    assert [row for row in rows if f"| {row} |" not in markdown] == []
+
+
+def test_markdown_of_a_dump_of_many_classes_says_where_its_long_tables_are():
+    classes = tuple(f"class {n}" for n in range(250))
+    bad = tuple(Quarantined(path=f"{n}.jpg", label=None, reason="empty") for n in range(20))
+    markdown = render_markdown(make_run(classes=classes, quarantined=bad, pictures={}))
+    assert len(markdown) < 30_000
+    assert "(The table of 252 rows: see report.html.)" in markdown  # of the data, with a row of no class
+    assert "(The table of 251 rows: see report.html.)" in markdown  # of the split
+    assert "(All 250 classes: see report.html.)" in markdown
+    assert "(All 20 quarantined images and why: see report.html.)" in markdown
+
+
+def test_a_published_run_is_found_again_as_long_as_its_reports_are_there(drawn_dump, store):
+    config = small_config(drawn_dump)
+    manifest = scan_dump(config.dump, store).value
+    split = split_manifest(manifest, config.split)
+    run = close_gate(config=config, manifest=manifest, split=split, pictures={})
+    first = release_run(run, store)
+    folder = store.folder("runs", first.value.run)
+    names = {"report.html", "report.md", "outcome.json", "curves.png", "views.png"}
+    assert {file.name for file in folder.iterdir()} == names
+    assert len(read_pictures((folder / "report.md").read_text(encoding="utf-8"))) == 2
+    (folder / "views.png").unlink()
+    again = release_run(run, store)
+    assert (first.reused, again.reused) == (False, True)
+    assert again.value == first.value
+    (folder / "report.md").unlink()
+    assert not release_run(run, store).reused
+    assert {file.name for file in folder.iterdir()} == names

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from thaw.claims import claim
 from thaw.errors import UnlikeSplits
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Metrics, Prediction, Split, digest_of
 from thaw.rows import Rows
@@ -12,15 +13,42 @@ from thaw.trainer import load_network, predict_rows
 def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Evaluation]:
     """Predict every test row from its cached features, and measure.
 
+    The rows may be of another split than the checkpoint's, as long as it learned from none of them.
+
     Raises:
-        UnlikeSplits: the rows are of another split than the checkpoint.
+        UnlikeSplits: the checkpoint was trained or validated on some of the rows.
+        NotPublished: they were not predicted yet, and the store is only looked at.
     """
     if checkpoint.split != test.split:
-        raise UnlikeSplits(f"checkpoint of split {checkpoint.split}, test rows of split {test.split}.")
+        _check_unseen(checkpoint, test, store)
     address = digest_of("evaluation", checkpoint.address, test)
     found = store.read("evaluations", address, Evaluation)
-    if found:
-        return Made(value=found, reused=True, note=f"accuracy {found.metrics.accuracy:.4f}")
+    if found is None:
+        with claim(store, "evaluations", address):
+            found = store.read("evaluations", address, Evaluation)
+            if found is None:
+                evaluation = _score(checkpoint, test, store)
+                store.publish("evaluations", address, evaluation)
+                return Made(value=evaluation, reused=False, note=_note(evaluation))
+    return Made(value=found, reused=True, note=_note(found))
+
+
+def _check_unseen(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> None:
+    learned, asked = (store.read("splits", digest, Split) for digest in (checkpoint.split, test.split))
+    if learned is None or asked is None:
+        raise UnlikeSplits(
+            f"checkpoint of split {checkpoint.split}, test rows of split {test.split}: the store holds not both."
+        )
+    seen = {row.sha256 for row in (*learned.train, *learned.validation)}
+    known = sum(row.sha256 in seen for row in asked.test)
+    if known:
+        raise UnlikeSplits(
+            f"checkpoint {checkpoint.address} of split {checkpoint.split} learned from {known:,} of the "
+            f"{len(asked.test):,} test images of split {test.split}: they can't test it."
+        )
+
+
+def _score(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Evaluation:
     rows = Rows(test, store)
     classes = store.read("splits", test.split, Split).classes
     probabilities = predict_rows(load_network(store, checkpoint.address), rows)
@@ -28,7 +56,7 @@ def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Eva
         Prediction(path=image.path, label=image.label, probabilities=tuple(row))
         for image, row in zip(rows.images, probabilities.tolist(), strict=True)
     )
-    evaluation = Evaluation(
+    return Evaluation(
         checkpoint=checkpoint.address,
         stage=checkpoint.stage,
         split=test.split,
@@ -36,8 +64,10 @@ def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Eva
         metrics=measure(rows.labels, probabilities),
         predictions=predictions,
     )
-    store.publish("evaluations", address, evaluation)
-    return Made(value=evaluation, reused=False, note=f"accuracy {evaluation.metrics.accuracy:.4f}")
+
+
+def _note(evaluation: Evaluation) -> str:
+    return f"accuracy {evaluation.metrics.accuracy:.4f}"
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import groupby, islice
 from typing import Literal, TypeVar
 
@@ -11,16 +12,19 @@ import numpy as np
 
 from thaw.archive import open_dump
 from thaw.backbone import check_cut, cut_points
+from thaw.claims import claim
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
 from thaw.extract import BATCH_ROWS, Extractor, map_ahead, read_views
 from thaw.precision import choose_precision
 from thaw.progress import track
-from thaw.records import SIDES, Backbone, Features, FeatureSet, FeatureSpace, ImageRow, Made, Split
+from thaw.records import SIDES, Backbone, Features, FeatureSet, FeatureSpace, ImageRow, Made, Side, Split
 from thaw.shards import Key, SpaceFolder
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+# Missing rows by (cut to start from, cuts to reach); None starts from pixels.
+Plan = dict[tuple[str | None, tuple[str, ...]], list[Key]]
 
 # A killed writer loses at most one shard: some ten seconds of VGG16 on two cores.
 _SHARD_ROWS = 256
@@ -59,6 +63,7 @@ def cache_features(
     views: int | Literal["fresh"] = 0,
     augmentation: AugmentationConfig | None = None,
     keep: Sequence[str] = (),
+    sides: Sequence[Side] = SIDES,
 ) -> Made[Features]:
     """Fill the cache at `cut` with every image of the split, or `views` augmented views of those to train on.
 
@@ -67,18 +72,20 @@ def cache_features(
 
     Args:
         keep: shallower cuts to fill in the same pass.
+        sides: those whose images are wanted.
 
     Raises:
         BadCut: the backbone can't be cut there.
         BadDump: an image changed since the dump was scanned.
         DiskFull: there is no room for the missing rows.
+        NotPublished: rows are missing, in a store that is only looked at.
     """
     for each in (cut, *keep):
         check_cut(backbone, each)
     cuts = sorted({cut, *keep}, key=backbone.layers.index)
     plain = describe_space(backbone, settings, cut, store)
-    sides = {side: FeatureSet(space=plain.digest, split=split.digest, side=side) for side in SIDES}
-    wanted = [(row, 0) for side in SIDES if side != "train" or not views for row in split.rows(side)]
+    sets = {side: FeatureSet(space=plain.digest, split=split.digest, side=side) for side in SIDES}
+    wanted = [(row, 0) for side in sides if side != "train" or not views for row in split.rows(side)]
     made, total = _fill(plain, cuts, wanted, dump, backbone, settings, None, store), len(wanted)
     if views:
         space = describe_space(backbone, settings, cut, store, augmentation)
@@ -86,9 +93,9 @@ def cache_features(
         wanted = [(row, view) for row in split.train for view in cached]
         made += _fill(space, cuts, wanted, dump, backbone, settings, augmentation, store)
         total += len(wanted)
-        sides["train"] = dataclasses.replace(sides["train"], space=space.digest, views=views)
+        sets["train"] = dataclasses.replace(sets["train"], space=space.digest, views=views)
     note = f"{total - made} of {total} rows at {' and '.join(cuts)} were cached"
-    return Made(value=Features(cut=cut, **sides), reused=made == 0, note=note)
+    return Made(value=Features(cut=cut, **sets), reused=made == 0, note=note)
 
 
 def _fill(
@@ -101,16 +108,42 @@ def _fill(
     augmentation: AugmentationConfig | None,
     store: Store,
 ) -> int:
-    """Compute and publish the rows that `space` lacks at any of the cuts; returns how many."""
-    folders = {cut: SpaceFolder(store, dataclasses.replace(space, cut=cut)) for cut in cuts}
+    """See that `space` has every row at each of the cuts; returns how many this run computed."""
+    rows = {(row.sha256, view): row for row, view in wanted}
+    folders = _open(space, cuts, store)
     for folder in folders.values():
         folder.publish_facts()
-    rows = {(row.sha256, view): row for row, view in wanted}
-    plan = _plan(folders, rows, backbone, store)
-    missing = sum(len(keys) for keys in plan.values())
-    if not missing:
+    if not _plan(folders, rows, backbone, store):
         return 0
-    label = f"{' and '.join(cuts)} of {'views' if augmentation else 'images'}"
+    with ExitStack() as claims:
+        # From shallow to deep, as every run claims them, so that no two wait for each other.
+        for folder in folders.values():
+            claims.enter_context(claim(store, "features", folder.space.digest))
+        # What another run filled while this one waited is not missing any more.
+        folders = _open(space, cuts, store)
+        plan = _plan(folders, rows, backbone, store)
+        if plan:
+            _compute(plan, folders, rows, dump, backbone, settings, augmentation, store)
+    return sum(len(keys) for keys in plan.values())
+
+
+def _open(space: FeatureSpace, cuts: Iterable[str], store: Store) -> dict[str, SpaceFolder]:
+    """The folders of a space at these cuts, as they are now."""
+    return {cut: SpaceFolder(store, dataclasses.replace(space, cut=cut)) for cut in cuts}
+
+
+def _compute(
+    plan: Plan,
+    folders: dict[str, SpaceFolder],
+    rows: dict[Key, ImageRow],
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    augmentation: AugmentationConfig | None,
+    store: Store,
+) -> None:
+    space, missing = next(iter(folders.values())).space, sum(len(keys) for keys in plan.values())
+    label = f"{' and '.join(folders)} of {'views' if augmentation else 'images'}"
     with (
         track(label, len(rows), "images", done=len(rows) - missing) as advance,
         open_dump(dump.path) as opened,
@@ -131,17 +164,14 @@ def _fill(
                 batches: Iterable = (np.stack(batch) for batch in _chunks(pixels, BATCH_ROWS))
             else:
                 logger.info("%d rows at %s are computed from %s", len(keys), " and ".join(ends), start)
-                shallow = SpaceFolder(store, dataclasses.replace(space, cut=start))
+                shallow = _open(space, [start], store)[start]
                 places = (shallow.find(batch) for batch in _chunks(keys, BATCH_ROWS))
                 batches = map_ahead(shallow.read, places, _FEATURES_AHEAD_BATCHES, threads=1)
             _publish([folders[end] for end in ends], keys, iter(batches), extractor, advance, store)
-    return missing
 
 
-def _plan(
-    folders: dict[str, SpaceFolder], keys: Iterable[Key], backbone: Backbone, store: Store
-) -> dict[tuple[str | None, tuple[str, ...]], list[Key]]:
-    """What to compute: the missing keys by (cut to start from, cuts to reach); None starts from pixels."""
+def _plan(folders: dict[str, SpaceFolder], keys: Iterable[Key], backbone: Backbone, store: Store) -> Plan:
+    """What there is to compute."""
     keys = list(keys)
     absent = {cut: set(folder.missing(keys)) for cut, folder in folders.items()}
     incomplete = [key for key in keys if any(key in lacking for lacking in absent.values())]
@@ -150,10 +180,8 @@ def _plan(
     space = next(iter(folders.values())).space
     poolings = cut_points(backbone, list(folders)[-1])[:-1]
     present = {
-        cut: set(incomplete).difference(
-            SpaceFolder(store, dataclasses.replace(space, cut=cut)).missing(incomplete)
-        )
-        for cut in poolings
+        cut: set(incomplete).difference(folder.missing(incomplete))
+        for cut, folder in _open(space, poolings, store).items()
     }
     plan = defaultdict(list)
     for key in incomplete:

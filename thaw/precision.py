@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thaw.claims import claim
 from thaw.device import computes_on_cpu, dtype_policy, prepare_keras
 from thaw.records import Record, digest_of
 from thaw.store import Store
@@ -39,14 +40,21 @@ def choose_precision(asked: str, store: Store) -> Precision:
     """Settle the precision `auto` by a calibration of about a second, made once for each kind of machine.
 
     The result is kept in the store, so that every run on such a machine computes in the same feature space.
+
+    Raises:
+        NotPublished: none is kept, in a store that is only looked at.
     """
     if asked != "auto":
         return Precision(name=asked, training=asked, reason="set in the configuration")
     address = digest_of("calibration", _describe_machine())
     known = store.read("calibrations", address, Precision)
-    if known is None:
-        known = _calibrate()
-        store.publish("calibrations", address, known)
+    if known:
+        return known
+    with claim(store, "calibrations", address):
+        known = store.read("calibrations", address, Precision)
+        if known is None:
+            known = _calibrate()
+            store.publish("calibrations", address, known)
     return known
 
 

@@ -1,6 +1,7 @@
 """The end of a run: the model that takes raw pixels, the pictures and the report, published as one folder."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -8,16 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from thaw.archive import open_dump
-from thaw.augment import draw_view
 from thaw.errors import ParityFailed
 from thaw.extract import read_pixels
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
 from thaw.records import Made, Outcome, digest_of
 from thaw.report import RunSummary, render_markdown, write_report
-from thaw.report.plots import plot_confusion, plot_curves, plot_views
+from thaw.report.pictures import draw_pictures
 from thaw.store import Store
 
-_PREVIEWED_VIEWS = 7
 _PARITY_IMAGES = 32
 # Mean difference of probabilities. Rounding of cached features gives a tenth of it at most; a wrong
 # preprocessing, resize or cut gives ten times it.
@@ -49,7 +48,9 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
         fine_tuned=run.fine_tuned.address if run.fine_tuned else None,
         val_accuracy=checkpoint.history.best.val_accuracy if checkpoint.history.best else None,
     )
-    run = dataclasses.replace(run, pictures=_draw_pictures(run), versions=list_versions())
+    with open_dump(run.config.dump.path) as dump:
+        pictures = draw_pictures(run, functools.partial(read_pixels, dump, settings=run.config.backbone))
+    run = dataclasses.replace(run, pictures=pictures, versions=list_versions())
     with store.publish_folder("runs", address) as partial:
         if run.tested:
             outcome = dataclasses.replace(
@@ -106,25 +107,3 @@ def _measure_parity(run: RunSummary, model) -> float:
         pixels = np.stack([read_pixels(dump, row, run.config.backbone) for row in chosen])
     again = predict_pixels(model, pixels)
     return float(np.abs(again - np.array([tested[row.path] for row in chosen])).mean())
-
-
-def _draw_pictures(run: RunSummary) -> dict[str, bytes]:
-    fine_tuned = run.fine_tuned.history if run.fine_tuned else None
-    pictures = {
-        "curves": plot_curves(
-            run.head.history,
-            fine_tuned,
-            run.verdict,
-            run.config.fine_tune.cut,
-            run.config.gate.patience_epochs,
-        )
-    }
-    if run.tested:
-        pictures["confusion"] = plot_confusion(run.tested.metrics, run.split.classes)
-    row = run.split.train[0]
-    with open_dump(run.config.dump.path) as dump:
-        pixels = read_pixels(dump, row, run.config.backbone)
-    views = [
-        draw_view(pixels, row.sha256, view, run.config.augmentation) for view in range(_PREVIEWED_VIEWS + 1)
-    ]
-    return pictures | {"views": plot_views(np.stack(views))}

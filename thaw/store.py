@@ -2,7 +2,7 @@
 
 Whatever is in the store is whole and never changes: it is written aside and put in place by one
 rename. A writer that is killed leaves nothing that is read, and two writers of the same thing
-agree, so nobody needs a lock.
+agree, so nobody needs a lock. That the work is not done twice is `thaw.claims`' concern.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from thaw.errors import DiskFull, StoreNotWritable
+from thaw.errors import DiskFull, NotPublished, StoreNotWritable
 from thaw.records import Record
 
 logger = logging.getLogger(__name__)
@@ -30,10 +30,11 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EE
 
 
 class Store:
-    """A store's root folder, created when first written to."""
+    """A store's root folder, created when first written to, or only looked at and never written to."""
 
-    def __init__(self, root: Path | str | None = None):
+    def __init__(self, root: Path | str | None = None, looks_only: bool = False):
         """`root` defaults to THAW_STORE, or `store` in the working folder."""
+        self.looks_only = looks_only
         self.root = Path(root or os.environ.get("THAW_STORE") or "store").expanduser().absolute()
 
     def __repr__(self) -> str:
@@ -41,6 +42,22 @@ class Store:
 
     def folder(self, *parts: str) -> Path:
         return self.root.joinpath(*parts)
+
+    def looking(self) -> "Store":
+        """The same store, only looked at: a stage finds its result there or raises NotPublished at once."""
+        return Store(self.root, looks_only=True)
+
+    def check_may_make(self, *parts: str) -> None:
+        """See that what is not published at `parts` may be made here.
+
+        Raises:
+            NotPublished: the store is only looked at.
+        """
+        if self.looks_only:
+            raise NotPublished(
+                f"{'/'.join(parts)} is not published, and this store is only looked at. "
+                f"Run the job that makes it on the store at {self.root}."
+            )
 
     def check_writable(self) -> None:
         """Write and remove one small file.
@@ -106,6 +123,7 @@ class Store:
     @contextmanager
     def publish_file(self, *parts: str) -> Iterator[Path]:
         """Yield a path to write; what is there at the end replaces the file at `parts`."""
+        self.check_may_make(*parts)
         with self._partial() as folder:
             partial = folder / parts[-1]
             partial.touch()
@@ -120,6 +138,7 @@ class Store:
 
         Where another writer was faster its folder stays, and this one is dropped: both hold the same.
         """
+        self.check_may_make(*parts)
         with self._partial() as folder:
             partial = folder / parts[-1]
             partial.mkdir()
@@ -133,7 +152,12 @@ class Store:
                     raise
 
     def set_aside(self, path: Path, reason: str) -> None:
-        """Move a damaged file or folder out of the way, so that it is made again."""
+        """Move a damaged file or folder out of the way, so that it is made again.
+
+        In a store that is only looked at it stays where it is, for the run that makes it again.
+        """
+        if self.looks_only:
+            return
         target = self.folder("damaged", f"{path.parent.name}-{path.name}-{time.time_ns()}")
         logger.warning("%s is damaged (%s); moved to %s, to be made again", path, reason, target)
         with self._writing():

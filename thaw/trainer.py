@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from thaw.claims import claim
 from thaw.device import list_layers, prepare_keras
 from thaw.extract import map_ahead
 from thaw.progress import track
@@ -61,7 +62,7 @@ def train_network(
     checkpoint: Checkpoint,
     label: str,
 ) -> Checkpoint:
-    """Train a compiled network and publish it as `checkpoints/<address>/`.
+    """Train a compiled network and publish it as `checkpoints/<address>/`, unless another run does.
 
     `model.keras` there has the weights of the lowest validation loss, those at the start included
     where the history has figures for them; `last.keras` has the last ones and the optimizer.
@@ -70,36 +71,16 @@ def train_network(
         begin: builds the state to start from; not called where a journal tells how to go on.
         checkpoint: what the result is to be; its history is left to fill in.
     """
-    journal = _Journal(store, checkpoint.address)
-    state = journal.read() or begin()
-    steps = compile_steps(state.network)
-    if schedule.measures_start and not state.history.start:
-        state.history = dataclasses.replace(state.history, start=_measure_start(steps, validation))
-    done = len(state.history.epochs)
-    with track(label, schedule.epochs * len(train), "images", done=done * len(train)) as advance:
-        while done < schedule.epochs and not (done and _is_over(state.history, schedule)):
-            epoch = _run_epoch(steps, state.network, train, validation, schedule, done, advance)
-            state.history = dataclasses.replace(state.history, epochs=(*state.history.epochs, epoch))
-            done += 1
-            if state.history.best_epoch == done:
-                state.best = state.network.get_weights()
-            journal.keep(state)
-            logger.info(
-                "%s, epoch %d of %d: loss %.4f, accuracy %.4f, val loss %.4f, val accuracy %.4f",
-                *(label, done, schedule.epochs),
-                *(epoch.loss, epoch.accuracy, epoch.val_loss, epoch.val_accuracy),
-            )
-    finished = dataclasses.replace(checkpoint, history=state.history)
-    with store.publish_folder("checkpoints", checkpoint.address) as partial:
-        state.network.save(partial / "last.keras")
-        best = prepare_keras().models.load_model(partial / "last.keras", compile=False)
-        best.set_weights(state.best)
-        for layer in list_layers(best):
-            # Training may have computed in bfloat16; its weights, and the model, are float32.
-            layer.dtype_policy = "float32"
-        best.save(partial / "model.keras")
-        (partial / "checkpoint.json").write_text(finished.to_json(), encoding="utf-8")
-    journal.clear()
+    with claim(store, "checkpoints", checkpoint.address):
+        found = find_checkpoint(store, checkpoint.address)
+        if found:
+            return found
+        journal = _Journal(store, checkpoint.address)
+        state = journal.read() or begin()
+        _train(state, train, validation, schedule, journal, label)
+        finished = dataclasses.replace(checkpoint, history=state.history)
+        _publish(state, finished, store)
+        journal.clear()
     return finished
 
 
@@ -118,9 +99,16 @@ def plan_checkpoint(
 
 
 def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
-    """The checkpoint published under an address, or None."""
+    """The checkpoint published under an address, or None where it may be made.
+
+    Raises:
+        NotPublished: there is none, in a store that is only looked at.
+    """
     files = ("model.keras", "last.keras")
-    return store.read_folder("checkpoints", address, "checkpoint.json", Checkpoint, files)
+    found = store.read_folder("checkpoints", address, "checkpoint.json", Checkpoint, files)
+    if found is None:
+        store.check_may_make("checkpoints", address)
+    return found
 
 
 def load_network(store: Store, address: str, which: Literal["model", "last"] = "model") -> Any:
@@ -143,6 +131,45 @@ def spread_classes(outputs: np.ndarray) -> np.ndarray:
     """A network's outputs as float64 (n, classes): a lone sigmoid is the probability of the second class."""
     outputs = outputs.astype(np.float64)
     return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
+
+
+def _train(
+    state: TrainingState,
+    train: Rows | FreshRows,
+    validation: Rows,
+    schedule: Schedule,
+    journal: "_Journal",
+    label: str,
+) -> None:
+    steps = compile_steps(state.network)
+    if schedule.measures_start and not state.history.start:
+        state.history = dataclasses.replace(state.history, start=_measure_start(steps, validation))
+    done = len(state.history.epochs)
+    with track(label, schedule.epochs * len(train), "images", done=done * len(train)) as advance:
+        while done < schedule.epochs and not (done and _is_over(state.history, schedule)):
+            epoch = _run_epoch(steps, state.network, train, validation, schedule, done, advance)
+            state.history = dataclasses.replace(state.history, epochs=(*state.history.epochs, epoch))
+            done += 1
+            if state.history.best_epoch == done:
+                state.best = state.network.get_weights()
+            journal.keep(state)
+            logger.info(
+                "%s, epoch %d of %d: loss %.4f, accuracy %.4f, val loss %.4f, val accuracy %.4f",
+                *(label, done, schedule.epochs),
+                *(epoch.loss, epoch.accuracy, epoch.val_loss, epoch.val_accuracy),
+            )
+
+
+def _publish(state: TrainingState, checkpoint: Checkpoint, store: Store) -> None:
+    with store.publish_folder("checkpoints", checkpoint.address) as partial:
+        state.network.save(partial / "last.keras")
+        best = prepare_keras().models.load_model(partial / "last.keras", compile=False)
+        best.set_weights(state.best)
+        for layer in list_layers(best):
+            # Training may have computed in bfloat16; its weights, and the model, are float32.
+            layer.dtype_policy = "float32"
+        best.save(partial / "model.keras")
+        (partial / "checkpoint.json").write_text(checkpoint.to_json(), encoding="utf-8")
 
 
 def _is_over(history: History, schedule: Schedule) -> bool:

@@ -2,16 +2,19 @@
 
 import re
 from base64 import b64encode
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from thaw.report.canvas import shrink_picture
 from thaw.report.sections import Bar, Section, Table, list_sections
 from thaw.report.summary import RunSummary, list_figures, list_notices, say_outcome
 
-_IN_MARKDOWN = ("split", "gate", "curves", "evaluation")
-_MARKDOWN_CHARACTERS = 300_000
+# Prefect keeps its artifacts in its database; both of its UIs show PNG and JPEG alike (3.8.8).
+_MARKDOWN_BYTES = 300_000
+_MARKDOWN_ROWS = 200
 
 
 def write_report(folder: Path, summary: RunSummary) -> Path:
@@ -41,33 +44,54 @@ def render_html(summary: RunSummary) -> str:
 
 
 def render_markdown(summary: RunSummary) -> str:
-    """The report's core as Markdown, below 300,000 characters: pictures that don't fit are left out."""
+    """The report as Markdown, below 300,000 bytes of UTF-8.
+
+    Pictures share what room the words leave, as JPEG where they are too large. A picture that would
+    become illegible, a folded or very long table and the configuration are left to `report.html`, and
+    their places say so.
+    """
     blocks = [f"**{_plain(say_outcome(summary))}**"]
     blocks += [f"> {_plain(notice)}" for notice in list_notices(summary)]
     for section in list_sections(summary):
-        if section.name in _IN_MARKDOWN:
-            blocks += _section_blocks(section)
-    text = "\n\n".join(blocks)
-    for name, picture in summary.pictures.items():
-        inlined = f"![{name}]({_data_uri(picture)})"
-        fits = len(text) + len(inlined) < _MARKDOWN_CHARACTERS
-        text = text.replace(
-            _place(name), inlined if fits else f"(The picture is in the report: {_plain(name)}.)"
-        )
-    return _writable(text + "\n")
+        blocks += _section_blocks(section)
+    text = _writable("\n\n".join(blocks) + "\n")
+    room_bytes = _MARKDOWN_BYTES - len(text.encode())
+    for name, inlined in _inline_pictures(summary.pictures, room_bytes).items():
+        text = text.replace(_place(name), inlined)
+    return text
+
+
+def _inline_pictures(pictures: Mapping[str, bytes], room_bytes: int) -> dict[str, str]:
+    """Each picture as Markdown. The smallest goes first, and what it leaves of its share, others get."""
+    inlined = {}
+    for name in sorted(pictures, key=lambda name: len(pictures[name])):
+        share_bytes = room_bytes // (len(pictures) - len(inlined))
+        # Base64 makes four bytes of three; a little is for what stands around them.
+        fitting = shrink_picture(pictures[name], (share_bytes - 100) * 3 // 4)
+        inlined[name] = f"![{name}]({_data_uri(fitting)})" if fitting else _refer(f"The picture {name}")
+        room_bytes -= len(inlined[name])
+    return inlined
 
 
 def _section_blocks(section: Section) -> list[str]:
     blocks = [f"## {_plain(section.title)}", *(_plain(line) for line in section.text)]
-    blocks += [_markdown_table(table) for table in section.tables if not table.folded]
-    return blocks + [_place(name) for name in section.pictures]
+    blocks += [_markdown_table(table) for table in section.tables]
+    blocks += [_place(name) for name in section.pictures]
+    return blocks + ([_refer("The full configuration")] if section.code else [])
 
 
 def _markdown_table(table: Table) -> str:
+    if table.folded or len(table.rows) > _MARKDOWN_ROWS:
+        return _refer(table.folded or f"The table of {len(table.rows):,} rows")
     rules = ["---:" if side == "r" else "---" for side in table.align]
     cells = [[cell.text if isinstance(cell, Bar) else cell for cell in row] for row in table.rows]
     plain = [[_plain(cell) for cell in row] for row in (table.columns, *cells)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (plain[0], rules, *plain[1:]))
+
+
+def _refer(what: str) -> str:
+    """What stands in the place of something left out."""
+    return f"({_plain(what)}: see report.html.)"
 
 
 def _place(name: str) -> str:
@@ -85,4 +109,5 @@ def _writable(text: str) -> str:
 
 
 def _data_uri(picture: bytes) -> str:
-    return f"data:image/png;base64,{b64encode(picture).decode()}"
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{b64encode(picture).decode()}"

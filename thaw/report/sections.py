@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import yaml
 
 from thaw.config import Section as ConfigSection
-from thaw.records import SIDES, Checkpoint, Evaluation, Manifest, Prediction
-from thaw.report.summary import RunSummary, say_backbone, say_stage, say_state
+from thaw.records import SIDES, Checkpoint, Evaluation, Manifest
+from thaw.report.photographs import MOST_IMAGES
+from thaw.report.summary import RunSummary, list_mistakes, say_backbone, say_stage, say_state
 from thaw.report.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
 
-_MOST_MISTAKES = 12
 _MOST_QUARANTINED = 200
 
 
@@ -56,7 +56,7 @@ def list_sections(run: RunSummary) -> list[Section]:
     """The report's parts, in the order of the method. Parts with nothing to say are left out."""
     sections = [_data(run), _split(run), _gate(run), _curves(run)]
     if run.tested:
-        sections += [_evaluation(run), _mistakes(run.tested)]
+        sections += [_evaluation(run), _mistakes(run)]
     if shown := _present(run, views="One image beside augmented views of it"):
         settings = _settings(run.config.augmentation)
         text = f"One image, and views of it as the augmentation draws them: {settings}."
@@ -214,19 +214,22 @@ def _recalls(made: Evaluation) -> Table:
     return Table(columns=columns, rows=rows, align="lrrrl", folded=folded)
 
 
-def _mistakes(made: Evaluation) -> Section:
-    wrong = [row for row in made.predictions if _called(made, row) != row.label]
-    wrong.sort(key=lambda row: (-max(row.probabilities), row.path))
+def _mistakes(run: RunSummary) -> Section:
+    wrong = list_mistakes(run.tested)
     rows = [
-        (shorten(row.path), row.label, _called(made, row), f"{max(row.probabilities):.4f}")
-        for row in wrong[:_MOST_MISTAKES]
+        (shorten(one.path), one.label, one.called, f"{one.probability:.4f}") for one in wrong[:MOST_IMAGES]
     ]
     table = Table(columns=("image", "label", "called", "probability"), rows=rows, align="lllr")
-    text = f"{len(wrong):,} of {len(made.predictions):,} test images were called wrongly."
+    text = f"{len(wrong):,} of {run.tested.metrics.images:,} test images were called wrongly."
     if len(wrong) > len(rows):
         text += f" The {len(rows)} most confident:"
-    title = "Most confident mistakes"
-    return Section(name="mistakes", title=title, text=[text], tables=[table] if rows else [])
+    return Section(
+        name="mistakes",
+        title="Most confident mistakes",
+        text=[text],
+        tables=[table] if rows else [],
+        pictures=_present(run, mistakes="What each image is, what it was called and with what probability"),
+    )
 
 
 def _cost(run: RunSummary) -> Section:
@@ -271,16 +274,10 @@ def _provenance(run: RunSummary) -> Section:
 
 
 def _say_difference(head: Evaluation, fine_tuned: Evaluation) -> str:
-    before, after = (
-        {row.path for row in made.predictions if _called(made, row) == row.label}
-        for made in (head, fine_tuned)
-    )
-    mended, broken = len(after - before), len(before - after)
-    return f"Fine-tuning mended {mended or 'none'} of the head's mistakes and made {broken or 'no'} new ones."
-
-
-def _called(made: Evaluation, row: Prediction) -> str:
-    return made.classes[row.probabilities.index(max(row.probabilities))]
+    before, after = ({one.path for one in list_mistakes(made)} for made in (head, fine_tuned))
+    mended, broken = len(before - after), len(after - before)
+    made = f"{broken or 'no'} new {'one' if broken == 1 else 'ones'}"
+    return f"Fine-tuning mended {mended or 'none'} of the head's mistakes and made {made}."
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:

@@ -14,8 +14,8 @@ class RunSummary:
     """All that a report of a run needs.
 
     `head_evaluation` and `evaluation` are of the same test rows; `evaluation` is None where nothing was
-    fine-tuned. `pictures` are PNG files by name: curves, confusion and views have their places, others
-    come last.
+    fine-tuned. `pictures` are PNG files by name: curves, confusion, mistakes and views have their places,
+    others come last.
     """
 
     title: str
@@ -45,6 +45,27 @@ class RunSummary:
     def tested(self) -> Evaluation | None:
         """The evaluation of the model that the run ends with."""
         return self.evaluation or self.head_evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrongCall:
+    """A test image that was called by another class's name, and the probability that class was given."""
+
+    path: str
+    label: str
+    called: str
+    probability: float
+
+
+def list_mistakes(made: Evaluation) -> list[WrongCall]:
+    """The test images that were called wrong, the most confident first."""
+    wrong = []
+    for row in made.predictions:
+        probability = max(row.probabilities)
+        called = made.classes[row.probabilities.index(probability)]
+        if called != row.label:
+            wrong.append(WrongCall(path=row.path, label=row.label, called=called, probability=probability))
+    return sorted(wrong, key=lambda one: (-one.probability, one.path))
 
 
 def say_outcome(run: RunSummary) -> str:
