@@ -111,9 +111,10 @@ def _judge(
 
 def _ask(decision: Decision) -> Decision:
     """End this process until a person answers in the Prefect UI; the run then starts from the top, all cached."""
+    label_run(f"v{decision.challenger} waits for approval")
     answer = suspend_flow_run(
         wait_for_input=Approval.with_initial_data(description=render_decision(decision)),
-        key=f"promote-v{decision.challenger}-over-{decision.champion}",
+        key=f"promote-v{decision.challenger}-over-v{decision.champion or 0}",
         timeout=_ANSWER_SECONDS,
     )
     remark = f" ({answer.remark})" if answer.remark else ""

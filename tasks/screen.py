@@ -27,14 +27,14 @@ def show(create: Callable[..., Any], *content: Any, **options: Any) -> Any:
 
 
 def label_run(outcome: str = "", tags: Iterable[str] = ()) -> None:
-    """Add to the name of the flow run what it came to, and tags to its tags."""
-    name = flow_run.get_name()
-    if outcome and f": {outcome}" not in name:
-        name = f"{name.partition(': ')[0]}: {outcome}"
-    every = sorted({*flow_run.get_tags(), *tags})
+    """Add to the name of the flow run what it came to, and tags to those it started with."""
+    base = flow_run.get_name().partition(": ")[0]
+    changes: dict[str, Any] = {"name": f"{base}: {outcome}" if outcome else base}
+    if tags:
+        changes["tags"] = sorted({*flow_run.get_tags(), *tags})
     try:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(flow_run.get_id(), name=name, tags=every)
+            client.update_flow_run(flow_run.get_id(), **changes)
     except Exception as error:
         get_run_logger().warning("the run could not be labelled: %s", error)
 
