@@ -12,12 +12,14 @@ from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
 from thaw.registry import Registry, Version
 from thaw.report import RunSummary
 from thaw.report.contest import list_comparison
+from thaw.report.summary import say_stage
 from thaw.store import Store
 
 
 def _show_metrics(made: Evaluation) -> None:
     figures = {name: str(value) for name, value in vars(made.metrics).items()}
-    show(create_table_artifact, [figures], key=f"metrics-{made.stage.replace('_', '-')}")
+    title = f"{say_stage(made)}, on {made.metrics.images:,} test images"
+    show(create_table_artifact, [figures], key=f"metrics-{made.stage.replace('_', '-')}", description=title)
 
 
 @stage("evaluate {checkpoint.stage}", wants_gpu=True, retries=1, present=_show_metrics)

@@ -26,7 +26,7 @@ def evaluation(wrong: range, seed: int = 0, sureness: float = 0.97, images: int 
     labels, sure = LABELS[:images], sureness + spread
     called = np.where(np.isin(np.arange(images), wrong), 1 - labels, labels)
     dog = np.where(called == 1, sure, 1 - sure)
-    probabilities = np.stack([1 - dog, dog], axis=1).astype(np.float32)
+    probabilities = np.stack([1 - dog, dog], axis=1)
     return Evaluation(
         checkpoint=f"{seed:016}",
         stage="head",

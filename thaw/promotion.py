@@ -208,8 +208,7 @@ def _labels(evaluation: Evaluation) -> np.ndarray:
 
 
 def _probabilities(evaluation: Evaluation) -> np.ndarray:
-    # float32, as the network gave them: log loss clips where the type ends.
-    return np.array([prediction.probabilities for prediction in evaluation.predictions], np.float32)
+    return np.array([prediction.probabilities for prediction in evaluation.predictions])
 
 
 def _find_right(evaluation: Evaluation) -> np.ndarray:
@@ -221,7 +220,7 @@ def _measure_losses(evaluation: Evaluation) -> np.ndarray:
     probabilities, labels = _probabilities(evaluation), _labels(evaluation)
     smallest = np.finfo(probabilities.dtype).eps
     true = probabilities[np.arange(len(labels)), labels].clip(smallest, 1 - smallest)
-    return -np.log(true.astype(np.float64))
+    return -np.log(true)
 
 
 def _test_discordant(lost: int, won: int, alternative: Literal["two-sided", "greater"]) -> float:

@@ -130,7 +130,10 @@ def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
 def spread_classes(outputs: np.ndarray) -> np.ndarray:
     """A network's outputs as float64 (n, classes): a lone sigmoid is the probability of the second class."""
     outputs = outputs.astype(np.float64)
-    return np.hstack([1 - outputs, outputs]) if outputs.shape[1] == 1 else outputs
+    if outputs.shape[1] == 1:
+        return np.hstack([1 - outputs, outputs])
+    # A softmax in float32 sums to 1 within its own rounding, which is not that of float64.
+    return outputs / outputs.sum(axis=1, keepdims=True)
 
 
 def _train(
