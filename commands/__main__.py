@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from commands import about, data, models, training
+from commands import about, data, models, server, training
 from commands.terminal import notes
 from thaw.errors import Mistake, ThawError
 
@@ -26,6 +26,7 @@ for command in (
     *(training.train, training.retrain, training.demo),
     *(data.split, data.features),
     *(models.models, models.promote, models.rollback, models.predict),
+    *(server.up, server.down, server.status),
     *(about.doctor, about.recipes),
 ):
     app.command()(command)

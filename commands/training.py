@@ -1,6 +1,7 @@
 """Commands that train: on a dump, or on drawn images to show the way."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,7 @@ from thaw.promotion import Decision
 from thaw.store import Store
 
 EXIT_GATE_CLOSED = 3
+DEMO_RECIPE = "demo"
 _RULE = PromotionConfig()
 
 
@@ -48,15 +50,20 @@ def train(
 
 def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Run the whole method offline on drawn cats and dogs, with a small backbone."""
+    place = Store(store)
+    _train(build_config({"dump": {"path": draw_demo_dump(place)}, "recipe": DEMO_RECIPE}), place, as_json)
+
+
+def draw_demo_dump(place: Store) -> Path:
+    """The demo's dump in the store, drawn where it is not there yet."""
     from thaw.drawings import draw_dump
 
-    place = Store(store)
     place.check_writable()
     dump = place.root / "drawn-cats-and-dogs.zip"
     if not dump.exists():
         notes.print("drawing 400 cats and dogs …")
         draw_dump(dump)
-    _train(build_config({"dump": {"path": dump}, "recipe": "demo"}), place, as_json)
+    return dump
 
 
 def retrain(

@@ -57,7 +57,7 @@ def stage(
 
     Args:
         name: of each run, as a template of the function's parameters.
-        wants_gpu: tag it so, and let it be dispatched to the pool of GPU workers.
+        wants_gpu: let it be dispatched to the pool of GPU workers.
         retries: for failures of the surroundings; what `thaw` itself refuses is never retried.
         present: shows the value in the Prefect UI.
     """
@@ -86,7 +86,6 @@ def stage(
             body,
             name=function.__name__.replace("_", " "),
             task_run_name=name,
-            tags=("gpu",) if wants_gpu else (),
             retries=retries,
             retry_delay_seconds=10,
             retry_condition_fn=_is_worth_a_retry,

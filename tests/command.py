@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ SMALL = [
     "--set=fine_tune.epochs=2",
     "--set=fine_tune.views=1",
 ]
+
+
+def find_run(flow_run: str) -> list[int]:
+    """Ids of the processes that a worker started for a flow run: it is in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"FLOW_RUN_ID={flow_run}".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,216 @@
+"""GPU stages on the GPU pool: two workers that share nothing but the store run one training together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.command import SMALL, Server, find_run
+from tests.conftest import small_config
+from tests.test_kill import probabilities
+from thaw.registry import read_registry
+from thaw.store import Store
+
+pytestmark = pytest.mark.slow
+
+MINUTES = 60
+GPU_STAGES = [
+    "1 views at block4_pool",
+    "evaluate fine_tuned",
+    "evaluate head",
+    "features at block5_pool",
+    "fine-tune after block4_pool",
+    "train head, budget 1",
+]
+
+
+class Pools:
+    """A server with both pools, and a worker for each with a home and a folder of its own."""
+
+    def __init__(self, server: Server, folder: Path):
+        self.server, self.folder, self.store = server, folder, folder / "store"
+        self.workers: dict[str, subprocess.Popen] = {}
+
+    def start_worker(self, pool: str) -> None:
+        place = self.folder / pool
+        place.mkdir(exist_ok=True)
+        environment = {
+            **self.server.environment,
+            "HOME": str(place),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PREFECT_HOME": str(place / "prefect"),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", "2"]
+        with (place / "worker.log").open("a") as log:
+            self.workers[pool] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=place, start_new_session=True
+            )
+
+    def stop_worker(self, pool: str) -> None:
+        worker = self.workers.pop(pool)
+        worker.terminate()
+        worker.wait(30)
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        given = [
+            f"--param={name}={json.dumps(value)}"
+            for name, value in {"store": str(self.store), **parameters}.items()
+        ]
+        printed = self.server.prefect("deployment", "run", deployment, *given)
+        return next(line.split()[-1] for line in printed.splitlines() if "UUID" in line)
+
+    def read(self, run: str) -> dict[str, Any]:
+        return self.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
+
+    def wait(self, run: str, *states: str) -> dict[str, Any]:
+        deadline = time.monotonic() + 4 * MINUTES
+        while (found := self.read(run))["state"]["name"] not in states:
+            assert time.monotonic() < deadline, found["state"]
+            time.sleep(1)
+        return found
+
+    def children(self, run: str) -> dict[str, dict[str, Any]]:
+        found = self.server.ask("flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run]}})
+        return {child["name"]: child for child in found}
+
+    def log(self, run: str) -> str:
+        lines = self.server.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200)
+        return "\n".join(line["message"] for line in lines)
+
+
+@pytest.fixture(scope="module")
+def pools(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
+    pools = Pools(server, tmp_path_factory.mktemp("pools"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RECIPE": "demo", "DUMP": "train.zip", "WEIGHTS": "drawings"}.items():
+            patch.setenv(f"THAW_{name}", value)
+        for pool in ("cpu", "gpu"):
+            template = f"deployments/pools/{pool}.json"
+            server.prefect(
+                *("work-pool", "create", f"thaw-{pool}", "--type", "process"),
+                *("--base-job-template", template, "--overwrite"),
+            )
+        server.prefect("deploy", "--all")
+    for pool in ("thaw-cpu", "thaw-gpu"):
+        pools.start_worker(pool)
+    try:
+        yield pools
+    finally:
+        for pool in list(pools.workers):
+            pools.stop_worker(pool)
+
+
+@pytest.fixture(scope="module")
+def trained(pools: Pools, config: dict) -> str:
+    """The id of a run of `train/gpu` that is done."""
+    run = pools.start("train/gpu", config=config)
+    assert pools.wait(run, "Completed", "Failed", "Crashed")["state"]["name"] == "Completed", pools.log(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(drawn_dump: Path) -> dict:
+    return small_config(drawn_dump).model_dump(mode="json")
+
+
+def test_gpu_stages_are_runs_of_the_gpu_pool_and_the_others_stay_with_the_parent(pools: Pools, trained: str):
+    children = pools.children(trained)
+    assert sorted(children) == GPU_STAGES
+    assert {child["work_pool_name"] for child in children.values()} == {"thaw-gpu"}
+    assert {child["work_queue_name"] for child in children.values()} == {"interactive"}
+    assert pools.read(trained)["work_pool_name"] == "thaw-cpu"
+    assert {"scan dump", "split", "release", *GPU_STAGES} <= set(pools.server.task_states(trained))
+    log = pools.log(children["train head, budget 1"]["id"])
+    assert "epoch 2 of" in log
+
+
+def test_the_model_is_the_one_that_a_single_process_makes(
+    pools: Pools, trained: str, drawn_dump: Path, tmp_path: Path
+):
+    alone = pools.server.thaw("train", "--dump", drawn_dump, "--store", tmp_path, "--json", *SMALL)
+    assert alone.code == 0, alone.err
+    version = read_registry(Store(pools.store)).find("v1")
+    assert version.run == alone.json["run"]
+    together = {"model": str(pools.store / "runs" / version.run / "model.keras")}
+    np.testing.assert_array_equal(probabilities(together), probabilities(alone.json))
+
+
+def test_a_second_run_finds_everything_and_asks_no_gpu_worker(pools: Pools, trained: str, config: dict):
+    pools.stop_worker("thaw-gpu")
+    try:
+        again = pools.start("train/gpu", config=config)
+        assert pools.wait(again, "Completed", "Failed", "Crashed")["state"]["name"] == "Completed"
+    finally:
+        pools.start_worker("thaw-gpu")
+    assert pools.children(again) == {}
+    states = pools.server.task_states(again)
+    assert all(states[stage] == "Cached" for stage in GPU_STAGES)
+
+
+def test_a_stage_that_fails_on_its_worker_fails_the_run_with_its_reason(pools: Pools, config: dict):
+    # The dump goes away once the parent has scanned it.
+    other = {
+        **config,
+        "augmentation": {**config["augmentation"], "seed": 7},
+        "backbone": {**config["backbone"], "image_size_pixels": 72},
+    }
+    away = Path(config["dump"]["path"])
+    hidden = away.with_suffix(".hidden")
+    run = pools.start("train/gpu", config=other)
+    deadline = time.monotonic() + 2 * MINUTES
+    while not pools.children(run):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    away.rename(hidden)
+    try:
+        failed = pools.wait(run, "Failed", "Completed", "Crashed")
+    finally:
+        hidden.rename(away)
+    assert failed["state"]["name"] == "Failed"
+    assert "no dump at" in failed["state"]["message"]
+    assert "on pool thaw-gpu ended as Failed" in failed["state"]["message"]
+
+
+def test_a_cancelled_run_cancels_what_it_handed_out_and_a_waiting_one_says_for_what(
+    pools: Pools, config: dict
+):
+    pools.stop_worker("thaw-gpu")
+    try:
+        run = pools.start(
+            "train/gpu", config={**config, "augmentation": {**config["augmentation"], "seed": 8}}
+        )
+        deadline = time.monotonic() + 2 * MINUTES
+        while not pools.children(run):
+            assert time.monotonic() < deadline, pools.log(run)
+            time.sleep(0.5)
+        pools.server.prefect("flow-run", "cancel", run)
+        assert pools.wait(run, "Cancelled", "Crashed")["state"]["name"] == "Cancelled"
+        (child,) = pools.children(run).values()
+        assert pools.wait(child["id"], "Cancelled", "Cancelling")
+    finally:
+        pools.start_worker("thaw-gpu")
+
+
+def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, config: dict):
+    run = pools.start(
+        "train/gpu", config={**config, "fine_tune": {**config["fine_tune"], "epochs": 40, "seed": 3}}
+    )
+    deadline = time.monotonic() + 3 * MINUTES
+    while "fine-tune after block4_pool" not in pools.children(run):
+        assert time.monotonic() < deadline, pools.log(run)
+        time.sleep(0.3)
+    child = pools.children(run)["fine-tune after block4_pool"]
+    pools.wait(child["id"], "Running")
+    for process in find_run(child["id"]):
+        os.kill(process, signal.SIGKILL)
+    assert pools.wait(run, "Completed", "Failed", "Crashed")["state"]["name"] == "Completed"
+    assert "crashed on its worker" in pools.log(run)
