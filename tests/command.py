@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 
+ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 PROJECT = Path(__file__).resolve().parent.parent
 
 # The demo's recipe on few small images: a run of seconds that passes every stage.
@@ -105,3 +107,33 @@ class Server:
     def task_states(self, flow_run: str) -> dict[str, str]:
         runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run]}})
         return {run["name"]: run["state"]["name"] for run in runs}
+
+    def start_run(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run, as `prefect deployment run` does; returns its id."""
+        given = [f"--param={name}={json.dumps(value)}" for name, value in parameters.items()]
+        printed = self.prefect("deployment", "run", deployment, *given)
+        return next(line.split()[-1] for line in printed.splitlines() if "UUID" in line)
+
+    def read_run(self, run: str) -> dict[str, Any]:
+        return self.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
+
+    def wait_for(self, run: str, *states: str, seconds: float = 240) -> dict[str, Any]:
+        """The run, once its state has one of these names."""
+        deadline = time.monotonic() + seconds
+        while True:
+            with suppress(httpx.HTTPError):  # while a server starts again
+                found = self.read_run(run)
+                if found["state"]["name"] in states:
+                    return found
+                assert time.monotonic() < deadline, f"{found['state']}\n{self.log(run)}"
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+    def children(self, run: str) -> dict[str, dict[str, Any]]:
+        """The runs that a run handed out, by name."""
+        found = self.ask("flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run]}})
+        return {child["name"]: child for child in found}
+
+    def log(self, run: str) -> str:
+        lines = self.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200)
+        return "\n".join(line["message"] for line in lines)

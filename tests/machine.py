@@ -44,7 +44,7 @@ class Machine:
             return probe.connect_ex(("127.0.0.1", self.port)) != 0
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = MINUTE) -> None:
+def wait_until(holds: Callable[[], Any], seconds: float = MINUTE) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline

@@ -1,27 +1,24 @@
 """GPU stages on the GPU pool: two workers that share nothing but the store run one training together."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.command import SMALL, Server, find_run
+from tests.command import ENDED, SMALL, Server, find_run
 from tests.conftest import small_config
+from tests.machine import MINUTE, wait_until
 from tests.test_kill import probabilities
 from thaw.registry import read_registry
 from thaw.store import Store
 
 pytestmark = pytest.mark.slow
 
-MINUTES = 60
 GPU_STAGES = [
     "1 views at block4_pool",
     "evaluate fine_tuned",
@@ -60,31 +57,8 @@ class Pools:
         worker.terminate()
         worker.wait(30)
 
-    def start(self, deployment: str, **parameters: Any) -> str:
-        given = [
-            f"--param={name}={json.dumps(value)}"
-            for name, value in {"store": str(self.store), **parameters}.items()
-        ]
-        printed = self.server.prefect("deployment", "run", deployment, *given)
-        return next(line.split()[-1] for line in printed.splitlines() if "UUID" in line)
-
-    def read(self, run: str) -> dict[str, Any]:
-        return self.server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})[0]
-
-    def wait(self, run: str, *states: str) -> dict[str, Any]:
-        deadline = time.monotonic() + 4 * MINUTES
-        while (found := self.read(run))["state"]["name"] not in states:
-            assert time.monotonic() < deadline, found["state"]
-            time.sleep(1)
-        return found
-
-    def children(self, run: str) -> dict[str, dict[str, Any]]:
-        found = self.server.ask("flow_runs/filter", flow_runs={"parent_flow_run_id": {"any_": [run]}})
-        return {child["name"]: child for child in found}
-
-    def log(self, run: str) -> str:
-        lines = self.server.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200)
-        return "\n".join(line["message"] for line in lines)
+    def start(self, config: dict) -> str:
+        return self.server.start_run("train/gpu", config=config, store=str(self.store))
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +86,8 @@ def pools(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="module")
 def trained(pools: Pools, config: dict) -> str:
     """The id of a run of `train/gpu` that is done."""
-    run = pools.start("train/gpu", config=config)
-    assert pools.wait(run, "Completed", "Failed", "Crashed")["state"]["name"] == "Completed", pools.log(run)
+    run = pools.start(config)
+    assert pools.server.wait_for(run, *ENDED)["state"]["name"] == "Completed", pools.server.log(run)
     return run
 
 
@@ -123,13 +97,13 @@ def config(drawn_dump: Path) -> dict:
 
 
 def test_gpu_stages_are_runs_of_the_gpu_pool_and_the_others_stay_with_the_parent(pools: Pools, trained: str):
-    children = pools.children(trained)
+    children = pools.server.children(trained)
     assert sorted(children) == GPU_STAGES
     assert {child["work_pool_name"] for child in children.values()} == {"thaw-gpu"}
     assert {child["work_queue_name"] for child in children.values()} == {"interactive"}
-    assert pools.read(trained)["work_pool_name"] == "thaw-cpu"
+    assert pools.server.read_run(trained)["work_pool_name"] == "thaw-cpu"
     assert {"scan dump", "split", "release", *GPU_STAGES} <= set(pools.server.task_states(trained))
-    log = pools.log(children["train head, budget 1"]["id"])
+    log = pools.server.log(children["train head, budget 1"]["id"])
     assert "epoch 2 of" in log
 
 
@@ -147,11 +121,11 @@ def test_the_model_is_the_one_that_a_single_process_makes(
 def test_a_second_run_finds_everything_and_asks_no_gpu_worker(pools: Pools, trained: str, config: dict):
     pools.stop_worker("thaw-gpu")
     try:
-        again = pools.start("train/gpu", config=config)
-        assert pools.wait(again, "Completed", "Failed", "Crashed")["state"]["name"] == "Completed"
+        again = pools.start(config)
+        assert pools.server.wait_for(again, *ENDED)["state"]["name"] == "Completed"
     finally:
         pools.start_worker("thaw-gpu")
-    assert pools.children(again) == {}
+    assert pools.server.children(again) == {}
     states = pools.server.task_states(again)
     assert all(states[stage] == "Cached" for stage in GPU_STAGES)
 
@@ -165,14 +139,11 @@ def test_a_stage_that_fails_on_its_worker_fails_the_run_with_its_reason(pools: P
     }
     away = Path(config["dump"]["path"])
     hidden = away.with_suffix(".hidden")
-    run = pools.start("train/gpu", config=other)
-    deadline = time.monotonic() + 2 * MINUTES
-    while not pools.children(run):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    run = pools.start(other)
+    wait_until(lambda: pools.server.children(run), 2 * MINUTE)
     away.rename(hidden)
     try:
-        failed = pools.wait(run, "Failed", "Completed", "Crashed")
+        failed = pools.server.wait_for(run, *ENDED)
     finally:
         hidden.rename(away)
     assert failed["state"]["name"] == "Failed"
@@ -180,37 +151,25 @@ def test_a_stage_that_fails_on_its_worker_fails_the_run_with_its_reason(pools: P
     assert "on pool thaw-gpu ended as Failed" in failed["state"]["message"]
 
 
-def test_a_cancelled_run_cancels_what_it_handed_out_and_a_waiting_one_says_for_what(
-    pools: Pools, config: dict
-):
+def test_a_cancelled_run_cancels_what_it_handed_out(pools: Pools, config: dict):
     pools.stop_worker("thaw-gpu")
     try:
-        run = pools.start(
-            "train/gpu", config={**config, "augmentation": {**config["augmentation"], "seed": 8}}
-        )
-        deadline = time.monotonic() + 2 * MINUTES
-        while not pools.children(run):
-            assert time.monotonic() < deadline, pools.log(run)
-            time.sleep(0.5)
+        run = pools.start({**config, "augmentation": {**config["augmentation"], "seed": 8}})
+        wait_until(lambda: pools.server.children(run), 2 * MINUTE)
         pools.server.prefect("flow-run", "cancel", run)
-        assert pools.wait(run, "Cancelled", "Crashed")["state"]["name"] == "Cancelled"
-        (child,) = pools.children(run).values()
-        assert pools.wait(child["id"], "Cancelled", "Cancelling")
+        assert pools.server.wait_for(run, "Cancelled", "Crashed")["state"]["name"] == "Cancelled"
+        (child,) = pools.server.children(run).values()
+        assert pools.server.wait_for(child["id"], "Cancelled", "Cancelling")
     finally:
         pools.start_worker("thaw-gpu")
 
 
 def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, config: dict):
-    run = pools.start(
-        "train/gpu", config={**config, "fine_tune": {**config["fine_tune"], "epochs": 40, "seed": 3}}
-    )
-    deadline = time.monotonic() + 3 * MINUTES
-    while "fine-tune after block4_pool" not in pools.children(run):
-        assert time.monotonic() < deadline, pools.log(run)
-        time.sleep(0.3)
-    child = pools.children(run)["fine-tune after block4_pool"]
-    pools.wait(child["id"], "Running")
+    run = pools.start({**config, "fine_tune": {**config["fine_tune"], "epochs": 40, "seed": 3}})
+    wait_until(lambda: "fine-tune after block4_pool" in pools.server.children(run), 3 * MINUTE)
+    child = pools.server.children(run)["fine-tune after block4_pool"]
+    pools.server.wait_for(child["id"], "Running")
     for process in find_run(child["id"]):
         os.kill(process, signal.SIGKILL)
-    assert pools.wait(run, "Completed", "Failed", "Crashed")["state"]["name"] == "Completed"
-    assert "crashed on its worker" in pools.log(run)
+    assert pools.server.wait_for(run, *ENDED)["state"]["name"] == "Completed"
+    assert "crashed on its worker" in pools.server.log(run)
