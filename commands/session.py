@@ -2,19 +2,16 @@
 
 import os
 import time
-import urllib.error
-import urllib.request
-from base64 import b64encode
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
+from deployments.server import Server
 from thaw.config import TrainConfig
-from thaw.errors import NoServer, RunFailed, ThawError
+from thaw.errors import RunFailed, ThawError
 from thaw.registry import Version
 from thaw.store import Store
 
-_ANSWER_SECONDS = 5
 _RECORDS_SECONDS = 20
 
 
@@ -33,7 +30,7 @@ def run_flow(
     """Run a flow in this process, and say how it ended.
 
     Raises:
-        NoServer: a server is set but does not answer, or refuses the password.
+        NoServer, BadPassword: a server is set, but does not answer or does not let us in.
         ThawError: whatever stopped the run.
     """
     _set_defaults()
@@ -55,7 +52,7 @@ def tell_server(champion: Version, reason: str) -> None:
     """Emit the event of a promotion to the Prefect server, where one is set.
 
     Raises:
-        NoServer: it does not answer, or refuses the password. The registry is changed all the same.
+        NoServer, BadPassword: it does not answer, or does not let us in. The registry is changed all the same.
     """
     _set_defaults()
     from prefect.settings import PREFECT_API_URL
@@ -76,31 +73,11 @@ def _set_defaults() -> None:
 
 def _check_server() -> None:
     """See that the server which is set, if one is, answers and lets us in."""
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_KEY, PREFECT_API_URL
 
-    url, secret = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
-    if not url:
-        return
-    request = urllib.request.Request(f"{url.rstrip('/')}/admin/version")
-    if secret:
-        password = b64encode(secret.get_secret_value().encode()).decode()
-        request.add_header("Authorization", f"Basic {password}")
-    try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise NoServer(
-                f"the Prefect server at {url} refuses the password. Set PREFECT_API_AUTH_STRING=user:password "
-                "to the one it was started with."
-            ) from None
-        return  # it answers; what else it has to say Prefect will hear
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise NoServer(
-            f"the Prefect server at {url} does not answer ({reason}). Start it with `prefect server start`, "
-            "or unset PREFECT_API_URL to run with a temporary one."
-        ) from None
+    url, password = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
+    if url and not PREFECT_API_KEY.value():  # Prefect Cloud has its own ways
+        Server(url=url.rstrip("/"), password=password and password.get_secret_value()).check()
 
 
 def _wait_for_records(state: Any) -> None:

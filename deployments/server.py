@@ -1,14 +1,16 @@
-"""A Prefect server's REST interface, as far as `thaw up` and `thaw status` need it."""
+"""A Prefect server's REST interface, as far as Thaw's commands need it."""
 
 import time
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
 from thaw.errors import BadPassword, NoServer, NotApplied
 
 _ANSWER_SECONDS = 4
+_HERE = ("127.0.0.1", "localhost", "::1")
 _PAGE = 200
 _BUSY_PAUSES_SECONDS = (0.2, 0.5, 1, 2)
 
@@ -94,11 +96,11 @@ class Server:
                 json=content,
                 auth=(user, password) if self.password else None,
                 timeout=_ANSWER_SECONDS,
-                # A server of this machine or its neighbours is not behind the proxy that the shell may name.
-                trust_env=False,
+                # A server of this machine is not behind the proxy that the shell may name.
+                trust_env=urlsplit(self.url).hostname not in _HERE,
             )
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.InvalidURL) as error:
             raise NoServer(
                 f"the Prefect server at {self.url} does not answer ({error or type(error).__name__}). "
-                "`thaw up` starts it."
+                "`thaw up` starts one on this machine; with PREFECT_API_URL unset, a run starts a temporary one."
             ) from None

@@ -144,7 +144,7 @@ def _train_heads(
     heads = [_train_head(config, bottlenecks, source, store)]
     if champions_head:
         heads.append(_train_head(config, bottlenecks, source, store, champions_head))
-    return min(heads, key=lambda trained: (not trained[1].opens_gate, trained[0].history.best.val_loss))
+    return min(heads, key=lambda trained: (not trained[1].opens_gate, trained[0].history.best_loss))
 
 
 def _train_head(

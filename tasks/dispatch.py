@@ -19,7 +19,7 @@ from prefect.states import Cancelling
 from pydantic import TypeAdapter
 
 from thaw.errors import NoDeployment, NotPublished, StageFailed
-from thaw.records import Made, Record
+from thaw.records import Made, Record, Split
 from thaw.store import Store
 
 Dispatch = Literal["inline", "pools"]
@@ -68,15 +68,18 @@ def run_elsewhere(function: Callable[..., Made], title: str, *args: Any, **kwarg
     except NotPublished:
         pass
     kinds = get_type_hints(function, include_extras=True)
-    arguments = {
-        name: TypeAdapter(kinds[name]).dump_python(value, mode="json") for name, value in given.items()
-    }
+    arguments = {name: _pack(value, kinds[name]) for name, value in given.items()}
     call = StageCall(stage=_name(function), title=title, arguments=arguments)
     store.publish("calls", call.digest, call)
     for attempt in range(1, _ATTEMPTS + 1):
         state = _run_child(call, store, attempt)
         if state.is_completed():
             answer = store.read("answers", call.digest, StageAnswer)
+            if answer is None:
+                raise StageFailed(
+                    f"'{title}' completed on pool {POOL}, but what it made is not in the store at {store.root}. "
+                    "Both workers must see the same store under the same path."
+                )
             return TypeAdapter(kinds["return"]).validate_python(answer.made)
         if not state.is_crashed():
             break
@@ -93,9 +96,7 @@ def answer_call(call: StageCall, store: Store) -> Made:
     """
     function, make = _served[call.stage]
     kinds = get_type_hints(function, include_extras=True)
-    arguments = {
-        name: TypeAdapter(kinds[name]).validate_python(value) for name, value in call.arguments.items()
-    }
+    arguments = {name: _unpack(value, kinds[name], store) for name, value in call.arguments.items()}
     made = make(**arguments, store=store)
     as_json = TypeAdapter(kinds["return"]).dump_python(made, mode="json")
     store.publish("answers", call.digest, StageAnswer(made=as_json))
@@ -139,6 +140,15 @@ def _run_child(call: StageCall, store: Store, attempt: int) -> Any:
         timeout=None,
     )
     return run.state
+
+
+def _pack(value: Any, kind: Any) -> Any:
+    """An argument as JSON; a split, which is as long as the dump and published already, by its digest."""
+    return value.digest if kind is Split else TypeAdapter(kind).dump_python(value, mode="json")
+
+
+def _unpack(value: Any, kind: Any, store: Store) -> Any:
+    return store.read("splits", value, Split) if kind is Split else TypeAdapter(kind).validate_python(value)
 
 
 def _name(function: Callable[..., Made]) -> str:

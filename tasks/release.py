@@ -37,8 +37,9 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
 
 @stage("register")
 def register_model(outcome: Outcome, config: TrainConfig, store: Store) -> Made[Version]:
+    known = any(version.run == outcome.run for version in registry.read_registry(store).versions)
     version = registry.register_run(store, outcome, config.model_dump(mode="json"))
-    return Made(value=version, reused=False, note=f"run {version.run} is v{version.number}")
+    return Made(value=version, reused=known, note=f"run {version.run} is v{version.number}")
 
 
 def _show_comparison(comparison: Comparison) -> None:

@@ -83,11 +83,12 @@ def test_the_second_identical_run_finds_every_stage_published(
     assert {state for name, state in states.items() if name != "judge convergence"} == {"Cached"}
 
 
-def test_the_run_and_its_stages_have_names_that_say_what_they_are(
+def test_the_run_and_its_stages_have_names_that_say_what_they_are_and_came_to(
     server: Server, trained: Ended, drawn_dump: Path
 ):
     run = server.newest_run()
-    assert run["name"] == f"demo on {drawn_dump.name}"
+    assert run["name"] == f"demo on {drawn_dump.name}: {trained.json['test_accuracy']:.4f}"
+    assert {"demo", drawn_dump.name} <= set(run["tags"])
     assert "1 views at block4_pool" in server.task_states(run["id"])
 
 
@@ -342,7 +343,8 @@ def test_a_server_that_does_not_answer_is_told_at_once(server: Server, drawn_dum
             *("train", "--dump", drawn_dump, "--store", tmp_path / "store", *SMALL), PREFECT_API_URL=url
         )
         assert ended.code == 2
-        assert "prefect server start" in ended.err
+        assert "does not answer" in ended.err
+        assert "`thaw up` starts one" in ended.err
         assert "Traceback" not in ended.err
 
 

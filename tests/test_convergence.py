@@ -96,3 +96,9 @@ def test_the_override_is_not_claimed_where_the_head_converged_by_itself():
 def test_an_empty_history_can_not_be_judged():
     with pytest.raises(EmptyHistory, match="single epoch"):
         judge_convergence(history([]), GATE)
+
+
+def test_a_head_that_diverged_from_the_start_validates_worse_than_any_other():
+    nothing = history([math.nan, math.inf])
+    assert nothing.best is None
+    assert nothing.best_loss == math.inf

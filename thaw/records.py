@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -226,6 +227,11 @@ class History(Record):
     def best(self) -> Epoch | None:
         """The figures at `best_epoch`."""
         return self.epochs[self.best_epoch - 1] if self.best_epoch else self.start
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss; infinite where none was finite."""
+        return self.best.val_loss if self.best else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
