@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from commands.options import JsonOption, StoreOption
-from commands.terminal import print_json, print_table, results
+from commands.terminal import notes, print_json, print_table, results
 from thaw.errors import Mistake
 from thaw.store import Store
 
@@ -92,25 +92,32 @@ def promote(
     from thaw import registry
 
     place = Store(store)
-    version = registry.read_registry(place).find(model)
-    _crown(registry.promote(place, version.number, reason or "by hand"), as_json)
+    before = registry.read_registry(place)
+    after = registry.promote(place, before.find(model).number, reason or "by hand")
+    _crown(after, as_json, moved=after.moves != before.moves)
 
 
 def rollback(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Make the champion before the present one champion again; once more goes one further back."""
     from thaw.registry import roll_back
 
-    _crown(roll_back(Store(store)), as_json)
+    _crown(roll_back(Store(store)), as_json, moved=True)
 
 
-def _crown(registry: "Registry", as_json: bool) -> None:
-    """Tell the new champion, to the Prefect server as well where one is set."""
+def _crown(registry: "Registry", as_json: bool, moved: bool) -> None:
+    """Tell the champion; a new one to the Prefect server as well, where one is set."""
     from commands.session import tell_server
 
     champion, move = registry.champion, registry.moves[-1]
-    tell_server(champion, move.reason)
-    if as_json:
-        print_json(champion=asdict(champion), before=move.before)
-        return
     before = f", after v{move.before}" if move.before else ""
-    results.print(f"v{champion.number} is champion{before}: {escape(move.reason)}", soft_wrap=True)
+    if as_json:
+        print_json(champion=asdict(champion), before=move.before if moved else champion.number)
+    elif moved:
+        results.print(f"v{champion.number} is champion{before}: {escape(move.reason)}", soft_wrap=True)
+    else:
+        results.print(f"v{champion.number} is champion already")
+    if moved:
+        try:
+            tell_server(champion, move.reason)
+        except Mistake as error:
+            notes.print(f"no event was emitted: {escape(str(error))}", soft_wrap=True)

@@ -136,7 +136,7 @@ def _lasting(setup: Setup) -> Setup:
 def _check_port(setup: Setup, home: Path) -> None:
     """See that the port is free, unless it is our own server that has it, before that is stopped."""
     state = read_state(home) if find_processes(home) else None
-    if state is not None and (state.setup.host, state.setup.port) == (setup.host, setup.port):
+    if state is not None and state.setup.port == setup.port:
         return
     family = socket.AF_INET6 if ":" in setup.host else socket.AF_INET
     with socket.socket(family) as probe:

@@ -102,5 +102,6 @@ class Server:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise NoServer(
                 f"the Prefect server at {self.url} does not answer ({error or type(error).__name__}). "
-                "`thaw up` starts one on this machine; with PREFECT_API_URL unset, a run starts a temporary one."
+                "`thaw up` starts one on this machine, and `thaw down` forgets one that died with it; with "
+                "PREFECT_API_URL unset, a run starts a temporary one."
             ) from None

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.server import Server
-from thaw.config import TrainConfig, build_config
+from thaw.config import WEIGHTS, TrainConfig, build_config
 from thaw.errors import BadDump, BadWeights, NotStarted
 from thaw.records import Record
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 _ANYWHERE = ("0.0.0.0", "::")
-_NAMED_WEIGHTS = ("imagenet", "drawings", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +136,9 @@ def check_setup(setup: Setup) -> TrainConfig:
             f"--host {setup.host} opens the server to other machines, and whoever reaches it can run code here. "
             "Set PREFECT_SERVER_API_AUTH_STRING=user:password first, or leave --host at 127.0.0.1."
         )
-    if (
-        setup.weights is not None
-        and setup.weights not in _NAMED_WEIGHTS
-        and not Path(setup.weights).is_file()
-    ):
+    if setup.weights is not None and setup.weights not in WEIGHTS and not Path(setup.weights).is_file():
         raise BadWeights(
-            f"no weights at {setup.weights}. Give the path of a weights file, or one of {', '.join(_NAMED_WEIGHTS)}."
+            f"no weights at {setup.weights}. Give the path of a weights file, or one of {', '.join(WEIGHTS)}."
         )
     weights = {} if setup.weights is None else {"weights": setup.weights}
     settings = {"dump": {"path": setup.dump}, "backbone": weights}
@@ -161,4 +156,4 @@ def deploy_defaults(config: TrainConfig) -> dict[str, str]:
 
 def locate_weights(given: str) -> str:
     """Weights as other folders find them: a name as it is, a file by its absolute path."""
-    return given if given in _NAMED_WEIGHTS else str(Path(given).expanduser().absolute())
+    return given if given in WEIGHTS else str(Path(given).expanduser().absolute())

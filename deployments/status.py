@@ -11,6 +11,7 @@ from deployments.apply import find_automations, name_deployments
 from deployments.processes import Process, find_processes, has_supervisor
 from deployments.server import Server
 from deployments.setup import Child, read_setup, read_state
+from deployments.supervise import CPU_POOL, GPU_POOL
 from thaw.errors import BadPassword, NoServer
 from thaw.records import Record
 
@@ -99,7 +100,8 @@ def _find_dead(children: tuple[Child, ...], processes: list[Process]) -> Iterato
 
 def _look_at_server(server: Server, seen: Status) -> Status:
     dead = {child.name for child in seen.children if child.process is None}
-    pools = tuple(_look_at_pool(server, pool, dead) for pool in server.find("work_pools"))
+    ours = [pool for pool in server.find("work_pools") if pool["name"] in (CPU_POOL, GPU_POOL)]
+    pools = tuple(_look_at_pool(server, pool, dead) for pool in ours)
     return dataclasses.replace(
         seen,
         pools=pools,

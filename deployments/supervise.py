@@ -111,8 +111,10 @@ def list_gpus() -> list[str]:
         return [gpu.strip() for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-    return [str(index) for index, _ in enumerate(filter(None, listed.splitlines()))]
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    # Its complaints, and the parts of a divided GPU, are lines as well.
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(index) for index, _ in enumerate(gpus)] if listed.returncode == 0 else []
 
 
 def plan_workers() -> list[Worker]:

@@ -1,8 +1,11 @@
 """The method, from an opened dump to a tested model, as the flows share it."""
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Annotated
 
+from prefect.runtime import deployment
 from prefect.states import Completed, State
 from pydantic import Field
 
@@ -11,6 +14,7 @@ from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw.backbone import check_cut
 from thaw.config import BackboneConfig, DumpConfig, TrainConfig
+from thaw.errors import BadConfig
 from thaw.records import (
     Backbone,
     Checkpoint,
@@ -34,6 +38,21 @@ Where = Annotated[
     Dispatch,
     Field(description="inline: every stage in this run; pools: GPU stages as runs of the pool thaw-gpu."),
 ]
+
+
+def open_store(path: str | None) -> Store:
+    """The store of a run.
+
+    Raises:
+        BadConfig: a worker's run is given a relative path: its working folder is gone with it.
+    """
+    given = path or os.environ.get("THAW_STORE") or ""
+    if deployment.id and not Path(given).expanduser().is_absolute():
+        raise BadConfig(
+            f"a run on a worker needs a store with a whole path. Received: {given!r}. Give one as parameter "
+            "'store', or start the worker with THAW_STORE set to one."
+        )
+    return Store(path)
 
 
 def open_dump(config: TrainConfig, store: Store) -> tuple[Backbone, Manifest]:

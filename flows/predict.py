@@ -7,19 +7,21 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
-from flows.method import StorePath
+from flows.method import StorePath, open_store
 from tasks import prediction
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.errors import ThawError
-from thaw.store import Store
 
 Images = Annotated[
     list[Path],
     Field(min_length=1, description="Image files, folders and zip archives, where the worker runs."),
 ]
 Model = Annotated[str, Field(description="champion, a version such as v3, or the path of a model.keras.")]
-CsvPath = Annotated[Path | None, Field(description="File to write; one in the store when empty.")]
+CsvPath = Annotated[
+    Path | None,
+    Field(description="File to write, relative to predictions/ in the store; a new one when empty."),
+]
 
 
 @flow(name="predict", flow_run_name="predict with {model}")
@@ -27,7 +29,7 @@ def predict(images: Images, model: Model = "champion", csv: CsvPath = None, stor
     """Write class and probabilities of every image to a CSV file; those that can't be read have their reason."""
     try:
         with run_stages():
-            labelled = prediction.label_images(images, model, csv, Store(store))
+            labelled = prediction.label_images(images, model, csv, open_store(store))
     except ThawError as error:
         label_run("failed")
         return Failed(message=str(error), data=error)

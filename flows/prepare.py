@@ -3,14 +3,13 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, cache_bottlenecks, open_dump
+from flows.method import StorePath, Where, cache_bottlenecks, open_dump, open_store
 from tasks import dataset
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import TrainConfig
 from thaw.errors import ThawError
-from thaw.store import Store
 
 
 @flow(
@@ -20,8 +19,8 @@ from thaw.store import Store
 )
 def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
     """Verify and split the images of a dump, and push each through the frozen backbone."""
-    place = Store(store)
     try:
+        place = open_store(store)
         with run_stages(dispatch):
             backbone, manifest = open_dump(config, place)
             split = dataset.split_images(manifest, config.split, place)

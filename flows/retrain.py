@@ -4,22 +4,29 @@ import dataclasses
 
 from prefect import flow, suspend_flow_run
 from prefect.input import RunInput
-from prefect.runtime import deployment
+from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
-from flows.method import StorePath, Where, close_gate, open_dump, score_model, train_model
+from flows.method import (
+    StorePath,
+    Where,
+    close_gate,
+    open_dump,
+    open_store,
+    score_model,
+    train_model,
+)
 from tasks import dataset, release
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import PromotionConfig, TrainConfig
-from thaw.contest import Contender, enter, find_reason_to_skip
-from thaw.errors import ThawError, UnlikeSplits
-from thaw.growth import hold_out
+from thaw.contest import enter, find_reason_to_skip, recall_learned
+from thaw.errors import ThawError
 from thaw.promotion import Decision, decide, hold
-from thaw.records import Backbone, Split
-from thaw.registry import Version, read_registry
+from thaw.records import StageTime
+from thaw.registry import read_registry
 from thaw.report.contest import render_decision
 from thaw.store import Store
 
@@ -50,67 +57,67 @@ def retrain(
     Ends as Promoted, Kept or Held, with a `Decision`; as Skipped where there is nothing new; as GateClosed
     where the head did not converge; or as Failed with one plain sentence.
     """
-    place = Store(store)
     try:
+        place = open_store(store)
         with run_stages(dispatch) as stages:
-            backbone, manifest = open_dump(config, place)
-            registry = read_registry(place)
-            champion = enter(registry.champion, place) if registry.champion else None
-            if champion:
-                change = dataset.compare_dump(champion.manifest, manifest, place)
-                if reason := find_reason_to_skip(registry, change, config):
-                    label_run("skipped")
-                    return Completed(name="Skipped", message=reason)
-                grown = (champion.split, champion.manifest, manifest, config.split, place)
-                split = dataset.grow_split(*grown)
-            else:
-                split = dataset.split_images(manifest, config.split, place)
-            start = champion.head if champion and champion.starts(config, split) else None
-            outcome = train_model(config, backbone, manifest, split, place, stages, start)
-            if outcome.withheld:
-                return close_gate(outcome)
-            challenger = release.register_model(outcome, config, place)
-            decision = _judge(champion, challenger, backbone, split, config, promotion, place)
-            if decision.outcome == "held" and deployment.id:
-                decision = _ask(decision)
-            release.record_decision(decision, challenger, place)
+            # A run that waited for an answer starts from the top, and goes on with what it had offered.
+            offer = place.read("offers", str(flow_run.id), Decision)
+            ended = offer or _train(config, promotion, place, stages)
+            if isinstance(ended, State):
+                return ended
+            if ended.outcome == "held" and deployment.id:
+                place.publish("offers", str(flow_run.id), ended)
+                ended = _ask(ended)
+            release.record_decision(ended, read_registry(place).find(ended.challenger), place)
     except ThawError as error:
         label_run("failed")
         return Failed(message=str(error), data=error)
-    name = decision.outcome.capitalize()
-    label_run(f"v{challenger.number} {decision.outcome}")
-    return Completed(name=name, message=f"v{challenger.number} {decision.reason}", data=decision)
+    label_run(f"v{ended.challenger} {ended.outcome}")
+    message = f"v{ended.challenger} {ended.reason}"
+    return Completed(name=ended.outcome.capitalize(), message=message, data=ended)
 
 
-def _judge(
-    champion: Contender | None,
-    challenger: Version,
-    backbone: Backbone,
-    split: Split,
-    config: TrainConfig,
-    promotion: PromotionConfig,
-    store: Store,
-) -> Decision:
-    """The rule's decision, on test images that neither model learned from."""
-    if champion is None:
-        return decide(None, promotion, challenger=challenger.number, champion=None)
-    numbers = {"challenger": challenger.number, "champion": champion.version.number}
-    try:
-        test = hold_out(split, champion.split, store)
-    except UnlikeSplits as error:
-        return hold(str(error), **numbers)
-    offered = enter(challenger, store)
+def _train(
+    config: TrainConfig, rule: PromotionConfig, store: Store, stages: list[StageTime]
+) -> Decision | State:
+    """The rule's decision on a model trained on what is new; or the state of a run that comes to none."""
+    backbone, manifest = open_dump(config, store)
+    registry = read_registry(store)
+    if registry.champion is None:
+        split = dataset.split_images(manifest, config.split, store)
+        outcome = train_model(config, backbone, manifest, split, store, stages)
+        if outcome.withheld:
+            return close_gate(outcome)
+        challenger = release.register_model(outcome, config, store)
+        return decide(None, rule, challenger=challenger.number, champion=None)
+
+    champion = enter(registry.champion, store)
+    change = dataset.compare_dump(champion.manifest, manifest, store)
+    if reason := find_reason_to_skip(registry, change, config, rule):
+        label_run("skipped")
+        return Completed(name="Skipped", message=reason)
+    # Before anything costly is done: a champion that can't be loaded can't be judged beside.
     theirs = dataset.load_backbone(champion.config.backbone, store)
+    learned = recall_learned(registry, store)
+    split = dataset.grow_split(champion.split, champion.manifest, learned, manifest, config.split, store)
+    start = champion.head if champion.starts(config, split) else None
+    outcome = train_model(config, backbone, manifest, split, store, stages, start)
+    if outcome.withheld:
+        return close_gate(outcome)
+    challenger = enter(release.register_model(outcome, config, store), store)
+    numbers = {"challenger": challenger.version.number, "champion": champion.version.number}
+    if champion.split.classes != split.classes:
+        known, now = (", ".join(one.classes) for one in (champion.split, split))
+        return hold(f"held: the champion knows the classes {known}, the dump has {now}", rule, **numbers)
     evaluations = (
-        score_model(champion.model, champion.config.backbone, theirs, test, config.dump, store),
-        score_model(offered.model, config.backbone, backbone, test, config.dump, store),
+        score_model(champion.model, champion.config.backbone, theirs, split, config.dump, store),
+        score_model(challenger.model, config.backbone, backbone, split, config.dump, store),
     )
-    comparison = release.compare_models(*evaluations)
-    return decide(comparison, promotion, **numbers)
+    return decide(release.compare_models(*evaluations), rule, **numbers)
 
 
 def _ask(decision: Decision) -> Decision:
-    """End this process until a person answers in the Prefect UI; the run then starts from the top, all cached."""
+    """A person's decision. Ends this process until there is an answer in the Prefect UI."""
     label_run(f"v{decision.challenger} waits for approval")
     answer = suspend_flow_run(
         wait_for_input=Approval.with_initial_data(description=render_decision(decision)),

@@ -3,12 +3,13 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
+from flows.method import open_store
+
 # What may be asked for: importing a stage makes it known.
 from tasks import features, release, training  # noqa: F401
 from tasks.dispatch import StageCall, answer_call
 from tasks.stage import run_stages
 from thaw.errors import BadConfig, ThawError
-from thaw.store import Store
 
 
 @flow(name="stage")
@@ -18,8 +19,8 @@ def run_stage(call: str, store: str | None = None) -> State:
     Args:
         call: digest of the call, in `calls/` of the store.
     """
-    place = Store(store)
     try:
+        place = open_store(store)
         found = place.read("calls", call, StageCall)
         if found is None:
             raise BadConfig(

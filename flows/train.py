@@ -3,14 +3,13 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, close_gate, open_dump, train_model
+from flows.method import StorePath, Where, close_gate, open_dump, open_store, train_model
 from tasks import dataset, release
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import TrainConfig
 from thaw.errors import ThawError
-from thaw.store import Store
 
 
 @flow(
@@ -24,8 +23,8 @@ def train(config: TrainConfig, store: StorePath = None, dispatch: Where = "inlin
     Ends as Completed, or as GateClosed where the head did not converge, both with an `Outcome`; or as
     Failed with one plain sentence.
     """
-    place = Store(store)
     try:
+        place = open_store(store)
         with run_stages(dispatch) as stages:
             backbone, manifest = open_dump(config, place)
             split = dataset.split_images(manifest, config.split, place)

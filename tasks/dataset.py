@@ -1,5 +1,7 @@
 """Tasks from a dump to a split, and the backbone that will look at it."""
 
+from collections.abc import Mapping
+
 from prefect.artifacts import create_table_artifact
 
 from tasks.screen import show
@@ -10,7 +12,7 @@ from thaw import growth
 from thaw import split as splits
 from thaw.config import BackboneConfig, DumpConfig, SplitConfig
 from thaw.growth import DumpChange
-from thaw.records import Backbone, Made, Manifest, Split
+from thaw.records import Backbone, Made, Manifest, Side, Split
 from thaw.store import Store
 
 _EXAMPLES = 5
@@ -39,9 +41,14 @@ def split_images(manifest: Manifest, settings: SplitConfig, store: Store) -> Mad
 
 @stage("grow split", present=_show_split)
 def grow_split(
-    before: Split, known: Manifest, manifest: Manifest, settings: SplitConfig, store: Store
+    before: Split,
+    known: Manifest,
+    learned: Mapping[str, Side],
+    manifest: Manifest,
+    settings: SplitConfig,
+    store: Store,
 ) -> Made[Split]:
-    return growth.publish_grown_split(before, known, manifest, settings, store)
+    return growth.publish_grown_split(before, known, learned, manifest, settings, store)
 
 
 def _show_change(change: DumpChange) -> None:

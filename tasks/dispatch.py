@@ -7,9 +7,11 @@ comes back lies beside it. So parent and child may run on machines that share no
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
 from typing import Any, Literal, get_type_hints
 
+import httpx
 from prefect import get_client, get_run_logger
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.deployments import run_deployment
@@ -31,6 +33,7 @@ _ATTEMPTS = 3
 # Prefect ends a worker of limit 1 that is given work within two seconds of a crash.
 _PAUSE_SECONDS = 10
 _POLL_SECONDS = 2
+_MOST_OUTAGES = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +75,7 @@ def run_elsewhere(function: Callable[..., Made], title: str, *args: Any, **kwarg
     call = StageCall(stage=_name(function), title=title, arguments=arguments)
     store.publish("calls", call.digest, call)
     for attempt in range(1, _ATTEMPTS + 1):
-        state = _run_child(call, store, attempt)
+        state = _outlast_outages(partial(_run_child, call, store, attempt))
         if state.is_completed():
             answer = store.read("answers", call.digest, StageAnswer)
             if answer is None:
@@ -94,6 +97,10 @@ def answer_call(call: StageCall, store: Store) -> Made:
     Raises:
         ThawError: what the stage refuses.
     """
+    if call.stage not in _served:
+        raise StageFailed(
+            f"this worker knows no stage {call.stage}: it has another version of Thaw than the run that asks for it."
+        )
     function, make = _served[call.stage]
     kinds = get_type_hints(function, include_extras=True)
     arguments = {name: _unpack(value, kinds[name], store) for name, value in call.arguments.items()}
@@ -110,6 +117,17 @@ def cancel_children(_flow: Any, run: Any, _state: Any) -> None:
         for child in client.read_flow_runs(flow_run_filter=children):
             if not child.state.is_final():
                 client.set_flow_run_state(child.id, Cancelling(message="the run it works for was cancelled"))
+
+
+def _outlast_outages(ask: Callable[[], Any]) -> Any:
+    """What the server answers, asked again where it was away for a while."""
+    for _ in range(_MOST_OUTAGES):
+        try:
+            return ask()
+        except httpx.TransportError as error:
+            get_run_logger().warning("the Prefect server is away (%s)", error or type(error).__name__)
+            time.sleep(_PAUSE_SECONDS)
+    return ask()
 
 
 def _run_child(call: StageCall, store: Store, attempt: int) -> Any:
@@ -133,7 +151,7 @@ def _run_child(call: StageCall, store: Store, attempt: int) -> Any:
         DEPLOYMENT,
         parameters={"call": call.digest, "store": str(store.root)},
         flow_run_name=call.title,
-        # A stage that is tried again finds its child; a run that is tried again starts another.
+        # What is asked for again finds its child; a run that is tried again starts another.
         idempotency_key=f"{flow_run.get_id()}-{flow_run.get_run_count()}-{call.digest}-{attempt}",
         work_queue_name=queue,
         poll_interval=_POLL_SECONDS,
@@ -148,7 +166,12 @@ def _pack(value: Any, kind: Any) -> Any:
 
 
 def _unpack(value: Any, kind: Any, store: Store) -> Any:
-    return store.read("splits", value, Split) if kind is Split else TypeAdapter(kind).validate_python(value)
+    if kind is not Split:
+        return TypeAdapter(kind).validate_python(value)
+    split = store.read("splits", value, Split)
+    if split is None:
+        raise StageFailed(f"there is no split {value} in the store at {store.root}.")
+    return split
 
 
 def _name(function: Callable[..., Made]) -> str:

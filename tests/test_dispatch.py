@@ -1,9 +1,11 @@
 """GPU stages on the GPU pool: two workers that share nothing but the store run one training together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,3 +175,30 @@ def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, confi
         os.kill(process, signal.SIGKILL)
     assert pools.server.wait_for(run, *ENDED)["state"]["name"] == "Completed"
     assert "crashed on its worker" in pools.server.log(run)
+
+
+def test_a_persons_answer_holds_for_the_model_that_was_offered_whatever_became_of_the_dump(
+    pools: Pools, config: dict, drawn_dump: Path, tmp_path: Path
+):
+    dump = Path(shutil.copy(drawn_dump, tmp_path / "dump.zip"))
+    run = pools.server.start_run(
+        "retrain/weekly",
+        config={**config, "dump": {"path": str(dump)}},
+        promotion={"approval": "ask"},
+        store=str(tmp_path / "store"),
+        dispatch="inline",
+    )
+    waiting = pools.server.wait_for(run, "Suspended", *ENDED)
+    assert waiting["state"]["name"] == "Suspended", pools.server.log(run)
+    assert waiting["name"].endswith(": v1 waits for approval")
+    assert read_registry(Store(tmp_path / "store")).champion is None
+    dump.unlink()
+    before = len(pools.server.task_states(run))
+    # Prefect's worker falls over a run that comes back before it has let it go; people take longer.
+    time.sleep(10)
+    pools.server.answer(run, promote=True, remark="looked at it")
+    ended = pools.server.wait_for(run, "Promoted", *ENDED)
+    assert ended["state"]["message"].startswith("v1 approved by a person (looked at it); accepted")
+    assert read_registry(Store(tmp_path / "store")).champion.number == 1
+    # Nothing but the decision was still to do.
+    assert len(pools.server.task_states(run)) == before + 1

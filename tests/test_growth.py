@@ -5,11 +5,10 @@ import dataclasses
 import pytest
 
 from thaw.config import SplitConfig
-from thaw.errors import ShortClass, UnlikeSplits
-from thaw.growth import compare_manifests, grow_split, hold_out
-from thaw.records import SIDES, ImageRow, Manifest, Quarantined, Split
+from thaw.errors import BadConfig, ShortClass
+from thaw.growth import compare_manifests, grow_split, sides_of
+from thaw.records import SIDES, ImageRow, Manifest, Quarantined
 from thaw.split import split_manifest
-from thaw.store import Store
 
 INDEX = SplitConfig(train=20, validation=10, test=10)
 HASH = SplitConfig(strategy="hash", train=0.5, validation=0.25, test=0.25)
@@ -25,10 +24,6 @@ def make_row(label: str, number: int, **changes) -> ImageRow:
 def make_manifest(per_class: int, quarantined=(), classes=("cat", "dog")) -> Manifest:
     images = tuple(make_row(label, number) for label in classes for number in range(per_class))
     return Manifest(layout="flat", classes=classes, images=images, quarantined=quarantined)
-
-
-def sides_of(split: Split) -> dict[str, str]:
-    return {row.sha256: side for side in SIDES for row in split.rows(side)}
 
 
 def test_a_change_lists_what_was_added_deleted_relabelled_and_newly_set_aside():
@@ -65,7 +60,7 @@ def test_a_bad_image_more_is_nothing_to_learn_from():
 def test_no_image_changes_side_when_the_dump_grows(config: SplitConfig):
     small, large = make_manifest(200), make_manifest(300)
     before = split_manifest(small, config)
-    grown = grow_split(before, small, large, config)
+    grown = grow_split(before, small, {}, large, config)
     placed = sides_of(before)
     assert {key: side for key, side in sides_of(grown).items() if key in placed} == placed
     # What the split of the small dump left out stays out.
@@ -80,20 +75,20 @@ def test_no_image_changes_side_when_the_dump_grows(config: SplitConfig):
 
 def test_a_hash_split_grows_as_it_would_have_been_made():
     small, large = make_manifest(200), make_manifest(300)
-    assert grow_split(split_manifest(small, HASH), small, large, HASH) == split_manifest(large, HASH)
+    assert grow_split(split_manifest(small, HASH), small, {}, large, HASH) == split_manifest(large, HASH)
 
 
 def test_a_split_of_an_unchanged_dump_stays_the_same():
     manifest = make_manifest(50)
     before = split_manifest(manifest, INDEX)
-    assert grow_split(before, manifest, manifest, INDEX).digest == before.digest
+    assert grow_split(before, manifest, {}, manifest, INDEX).digest == before.digest
 
 
 def test_growing_twice_is_growing_once():
     first, second, third = make_manifest(50), make_manifest(60), make_manifest(90)
     before = split_manifest(first, INDEX)
-    halfway = grow_split(before, first, second, INDEX)
-    assert grow_split(halfway, second, third, INDEX) == grow_split(before, first, third, INDEX)
+    halfway = grow_split(before, first, {}, second, INDEX)
+    assert grow_split(halfway, second, {}, third, INDEX) == grow_split(before, first, {}, third, INDEX)
 
 
 def test_a_relabelled_image_keeps_its_side_under_its_new_label():
@@ -102,7 +97,7 @@ def test_a_relabelled_image_keeps_its_side_under_its_new_label():
     images = tuple(
         dataclasses.replace(row, label="dog") if row.path == "cat.0.jpg" else row for row in manifest.images
     )
-    grown = grow_split(before, manifest, dataclasses.replace(manifest, images=images), INDEX)
+    grown = grow_split(before, manifest, {}, dataclasses.replace(manifest, images=images), INDEX)
     assert [row.label for row in grown.train if row.path == "cat.0.jpg"] == ["dog"]
 
 
@@ -111,32 +106,34 @@ def test_a_class_whose_test_images_were_all_deleted_is_an_error_that_names_it():
     before = split_manifest(manifest, INDEX)
     left = tuple(row for row in manifest.images if row.label == "dog" or row not in before.test)
     with pytest.raises(ShortClass, match="class 'cat'.*for test"):
-        grow_split(before, manifest, dataclasses.replace(manifest, images=left), INDEX)
+        grow_split(before, manifest, {}, dataclasses.replace(manifest, images=left), INDEX)
 
 
 def test_a_new_class_grows_into_the_split():
     small = make_manifest(50)
     large = make_manifest(50, classes=("cat", "dog", "fox"))
-    grown = grow_split(split_manifest(small, INDEX), small, large, INDEX)
+    grown = grow_split(split_manifest(small, INDEX), small, {}, large, INDEX)
     assert grown.classes == ("cat", "dog", "fox")
     assert grown.counts()["test"]["fox"] > 0
 
 
-def test_two_models_are_compared_on_images_that_neither_learned_from(store: Store):
-    manifest = make_manifest(100)
-    one = split_manifest(manifest, INDEX)
-    other = split_manifest(manifest, SplitConfig(strategy="hash", train=0.4, validation=0.3, test=0.3))
-    held = hold_out(one, other, store)
-    learned = {row.sha256 for side in ("train", "validation") for row in other.rows(side)}
-    assert held.test
-    assert not {row.sha256 for row in held.test} & learned
-    assert hold_out(one, one, store) == one
-    assert store.read("splits", held.digest, Split) == held
+@pytest.mark.parametrize("config", [INDEX, HASH], ids=["index", "hash"])
+def test_an_image_that_was_learned_from_left_and_came_back_is_no_test_image(config: SplitConfig):
+    full = make_manifest(100)
+    first = split_manifest(full, config)
+    away = {row.sha256 for row in full.images if row.path.endswith(("3.jpg", "7.jpg"))}
+    less = dataclasses.replace(full, images=tuple(row for row in full.images if row.sha256 not in away))
+    second = grow_split(first, full, {}, less, config)
+    learned = {key: side for key, side in sides_of(first).items() if side != "test"}
+    # Another seed would place them anew.
+    third = grow_split(second, less, learned, full, config.model_copy(update={"seed": 5}))
+    back = {key: side for key, side in sides_of(third).items() if key in away & learned.keys()}
+    assert back
+    assert back == {key: learned[key] for key in back}
 
 
-def test_models_that_learned_from_each_others_test_images_can_not_be_compared(store: Store):
-    manifest = make_manifest(40)
-    one = split_manifest(manifest, INDEX)
-    other = dataclasses.replace(one, train=one.train + one.test, test=one.validation, validation=())
-    with pytest.raises(UnlikeSplits, match="0 are new to the model"):
-        hold_out(one, other, store)
+def test_a_dump_that_came_to_have_ready_splits_is_not_mixed_up():
+    manifest = make_manifest(50)
+    ready = dataclasses.replace(manifest, layout="ready_splits")
+    with pytest.raises(BadConfig, match="'index' would mix"):
+        grow_split(split_manifest(manifest, INDEX), manifest, {}, ready, INDEX)

@@ -11,7 +11,7 @@ from scipy import stats
 from thaw.config import PromotionConfig
 from thaw.errors import UnlikeSplits
 from thaw.evaluate import measure
-from thaw.promotion import Comparison, Decision, compare, decide, judge, restrict
+from thaw.promotion import Comparison, Decision, compare, decide, judge
 from thaw.records import Evaluation, Prediction
 
 IMAGES = 2000
@@ -190,24 +190,6 @@ def test_the_one_sided_test_of_accuracy_is_half_the_two_sided_one():
 def test_evaluations_of_other_images_are_not_compared_and_the_message_says_what_differs(change, said):
     with pytest.raises(UnlikeSplits, match=said):
         compare(CHAMPION, replace(CHAMPION, **change))
-
-
-def test_an_evaluation_restricted_to_its_own_images_is_itself():
-    assert restrict(CHAMPION, [row.path for row in CHAMPION.predictions]) == CHAMPION
-
-
-def test_an_evaluation_restricted_to_some_images_is_measured_on_them():
-    some = restrict(CHAMPION, [f"{number}.jpg" for number in range(119, 39, -1)])
-    assert some.predictions[0].path == "119.jpg"
-    assert some.metrics.images == 80
-    assert some.metrics.accuracy == 0.75
-    assert compare(some, restrict(EQUAL, [row.path for row in some.predictions])).images == 80
-
-
-@pytest.mark.parametrize(("paths", "said"), [(["0.jpg", "x.jpg"], "'x.jpg'"), ([], "no image")])
-def test_an_evaluation_is_not_restricted_to_images_it_lacks(paths: list[str], said: str):
-    with pytest.raises(UnlikeSplits, match=said):
-        restrict(CHAMPION, paths)
 
 
 def test_who_is_accepted_is_promoted_or_held_for_a_person_and_the_rest_kept():

@@ -3,7 +3,6 @@
 import itertools
 import json
 import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -56,6 +55,7 @@ def outcome(name: object) -> Outcome:
 
 def decision(challenger: int, champion: int | None, kind: str = "promoted") -> Decision:
     return Decision(
+        rule={},
         outcome=kind,
         reason="by the rule",
         challenger=challenger,
@@ -218,14 +218,14 @@ def test_without_a_champion_there_is_nothing_to_roll_back(store: Store):
 
 def test_every_change_is_a_revision_that_stays_as_it_was(store: Store):
     register(store, "a", "b")
-    first = store.folder("registry", "000001.json").read_bytes()
+    first = store.folder("registry", "000001", "registry.json").read_bytes()
     promote(store, 2, "by hand")
     assert sorted(file.name for file in store.folder("registry").iterdir()) == [
-        "000001.json",
-        "000002.json",
-        "000003.json",
+        "000001",
+        "000002",
+        "000003",
     ]
-    assert store.folder("registry", "000001.json").read_bytes() == first
+    assert store.folder("registry", "000001", "registry.json").read_bytes() == first
     assert copy(store) == read_registry(store)
     assert list(store.folder("partial").iterdir()) == []
 
@@ -260,29 +260,32 @@ def test_reading_needs_no_leave_to_write(store: Store):
         register(store, "b")
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"revision": 3, "vers', b"\xff\x00", b"{}{}"])
-def test_a_damaged_revision_is_set_aside_and_the_one_before_counts(store: Store, damage: bytes, caplog):
+each_damage = pytest.mark.parametrize("damage", [b"", b'{"revision": 3, "vers', b"\xff\x00", b"{}{}"])
+
+
+@each_damage
+def test_a_damaged_revision_is_set_aside_and_its_copy_counts(store: Store, damage: bytes, caplog):
     register(store, "a", "b")
-    promote(store, 1, "by hand")
-    store.folder("registry", "000003.json").write_bytes(damage)
-    registry = read_registry(store)
-    assert registry.revision == 2
-    assert registry.champion is None
-    assert copy(store) == registry
-    assert "000003.json is damaged" in caplog.text
+    whole = promote(store, 1, "by hand")
+    store.folder("registry", "000003", "registry.json").write_bytes(damage)
+    assert read_registry(store) == whole
+    assert "000003/registry.json is damaged" in caplog.text
     assert len(list(store.folder("damaged").iterdir())) == 1
-    assert promote(store, 2, "again").revision == 3
+    assert promote(store, 2, "again").revision == 4
     assert champion(store) == 2
 
 
-def test_a_file_system_without_hard_links_is_told(store: Store, monkeypatch):
-    def refuse(*_):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(StoreNotWritable, match="hard links"):
-        register(store, "a")
-    assert list(store.folder("partial").iterdir()) == []
+@each_damage
+def test_where_the_copy_is_damaged_too_the_revision_before_counts(store: Store, damage: bytes):
+    register(store, "a", "b")
+    promote(store, 1, "by hand")
+    store.folder("registry", "000003", "registry.json").write_bytes(damage)
+    store.folder("registry.json").write_bytes(damage)
+    registry = read_registry(store)
+    assert (registry.revision, registry.champion) == (2, None)
+    assert copy(store) == registry
+    assert promote(store, 2, "again").revision == 3
+    assert champion(store) == 2
 
 
 def register_and_promote(root: str, name: int) -> int:
@@ -312,7 +315,9 @@ def test_ten_processes_that_register_and_promote_at_once_lose_nothing(store: Sto
     assert len(registry.decisions) == PROCESSES
     # Each change made one revision, and each revision holds all of the one before.
     assert registry.revision == 3 * PROCESSES
-    revisions = [Registry.from_json(file.read_bytes()) for file in sorted(store.folder("registry").iterdir())]
+    revisions = [
+        Registry.from_json(file.read_bytes()) for file in sorted(store.folder("registry").glob("*/*"))
+    ]
     for before, after in itertools.pairwise(revisions):
         assert after.revision == before.revision + 1
         assert after.versions[: len(before.versions)] == before.versions
@@ -344,8 +349,8 @@ def test_a_process_killed_while_it_changes_the_registry_leaves_it_whole_at_every
         while time.monotonic() < until or looks == 0:
             # Not by read_registry, which would mend.
             assert json.loads(store.folder("registry.json").read_bytes())["versions"]
-            newest = max(store.folder("registry").iterdir())
-            assert Registry.from_json(newest.read_bytes()).revision == int(newest.stem)
+            newest = max(store.folder("registry").glob("*/*"))
+            assert Registry.from_json(newest.read_bytes()).revision == int(newest.parent.name)
             looks += 1
         process.send_signal(signal.SIGKILL)
         acknowledged |= {line for line in process.communicate()[0].split("\n") if len(line) == 16}

@@ -120,6 +120,11 @@ def test_runs_that_no_worker_takes_are_a_problem_and_down_after_a_kill_leaves_no
         refused = machine.thaw("status", PREFECT_API_AUTH_STRING="somebody:else")
         assert refused.code == 1
         assert "refuses the password" in refused.err
+        strange = {"PREFECT_API_URL": machine.server.url, "PREFECT_API_AUTH_STRING": "somebody:else"}
+        stopped = machine.thaw("train", "--dump", drawn_dump, "--recipe", "demo", **strange)
+        assert stopped.code == 2
+        assert "refuses the password" in stopped.err
+        assert "Traceback" not in stopped.err
         unasked = machine.thaw("up")
         assert unasked.code == 2
         assert "asks for a password" in unasked.err

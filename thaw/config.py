@@ -18,6 +18,7 @@ from thaw.errors import BadConfig
 _BOUNDS = {"ge": "", "le": "", "gt": "just above ", "lt": "just below "}
 
 SomeSection = TypeVar("SomeSection", bound="Section")
+WEIGHTS = ("imagenet", "drawings", "random")
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
@@ -122,6 +123,12 @@ class BackboneConfig(RecipeSection):
         description="Of the frozen prefix. auto takes bfloat16 where the hardware multiplies it.",
     )
     storage: Literal["float16", "float32"] = Field("float16", description="Of cached features on disk.")
+
+    @field_validator("weights")
+    @classmethod
+    def _stand_alone(cls, weights: str) -> str:
+        """A file by its whole path, as in `DumpConfig`."""
+        return weights if weights in WEIGHTS else str(Path(weights).expanduser().absolute())
 
 
 class AugmentationConfig(RecipeSection):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thaw.config import TrainConfig, build_config
-from thaw.errors import NoSuchModel
-from thaw.growth import DumpChange
-from thaw.records import Checkpoint, Manifest, Split
+from thaw.config import PromotionConfig, TrainConfig, build_config
+from thaw.errors import BadConfig, NoSuchModel
+from thaw.growth import DumpChange, sides_of
+from thaw.records import Checkpoint, Manifest, Side, Split
 from thaw.registry import Registry, Version
 from thaw.store import Store
 from thaw.trainer import find_checkpoint
@@ -53,11 +53,27 @@ def enter(version: Version, store: Store) -> Contender:
             f"v{version.number} can't be compared with: the store at {store.root} has lost its "
             f"{', '.join(lost)}. Put it back, or make another version champion with `thaw promote`."
         )
-    return Contender(version=version, config=build_config(version.settings), **found)
+    try:
+        config = build_config(version.settings)
+    except BadConfig as error:
+        raise NoSuchModel(
+            f"v{version.number} can't be compared with, since its settings are none any more: {error}. "
+            "Make another version champion with `thaw promote`."
+        ) from None
+    return Contender(version=version, config=config, **found)
 
 
-def find_reason_to_skip(registry: Registry, change: DumpChange, config: TrainConfig) -> str | None:
-    """Why there is nothing to train: neither dump nor settings differ from a model's that was judged already."""
+def recall_learned(registry: Registry, store: Store) -> dict[str, Side]:
+    """The side of every image that a registered model trained or validated on, by its SHA-256."""
+    digests = dict.fromkeys(version.split for version in registry.versions)
+    splits = (store.read("splits", digest, Split) for digest in digests)
+    return {key: side for split in splits if split for key, side in sides_of(split).items() if side != "test"}
+
+
+def find_reason_to_skip(
+    registry: Registry, change: DumpChange, config: TrainConfig, rule: PromotionConfig
+) -> str | None:
+    """Why there is nothing to train: dump, settings and rule are those of a model that was judged already."""
     champion = registry.champion
     settings = describe_settings(config)
     if change.is_empty and _settings_of(champion) == settings:
@@ -68,8 +84,12 @@ def find_reason_to_skip(registry: Registry, change: DumpChange, config: TrainCon
             decision.champion == champion.number
             and judged.manifest == change.after
             and _settings_of(judged) == settings
+            and decision.rule == rule.model_dump(mode="json")
         ):
-            return f"nothing new since v{judged.number} was judged: {decision.reason}"
+            return (
+                f"nothing new since v{judged.number} was judged, {decision.reason} "
+                f"(`thaw promote v{judged.number}` makes it champion all the same)"
+            )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Score a checkpoint on the test rows of its split, once, image by image."""
+"""Score a checkpoint on test rows that it has not learned from, once, image by image."""
 
 import numpy as np
 

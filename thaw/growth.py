@@ -1,13 +1,20 @@
 """A dump that changes: what is new since a model was trained on it, and the split that grows with it."""
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from thaw.config import SplitConfig
-from thaw.errors import UnlikeSplits
 from thaw.layout import natural_key
 from thaw.records import SIDES, Made, Manifest, Record, Side, Split
-from thaw.split import check_no_side_is_empty, draw_side, publish_rows, split_manifest
+from thaw.split import (
+    are_fractions,
+    check_layout,
+    check_no_side_is_empty,
+    draw_side,
+    publish_rows,
+    shares_of,
+    split_manifest,
+)
 from thaw.store import Store
 
 
@@ -69,28 +76,35 @@ def publish_change(before: Manifest, after: Manifest, store: Store) -> Made[Dump
     return Made(value=change, reused=reused, note=str(change))
 
 
-def grow_split(before: Split, known: Manifest, manifest: Manifest, config: SplitConfig) -> Split:
+def grow_split(
+    before: Split, known: Manifest, learned: Mapping[str, Side], manifest: Manifest, config: SplitConfig
+) -> Split:
     """Split a dump that has changed: an image that was placed stays on its side, under its present label.
 
     Images that are new are placed by the strategy; with strategy index, which counts from the front, by
-    their content instead, in the proportions of its counts. What the old split left out stays out.
+    their content instead, in the proportions of its counts. What the old split left out stays out. An
+    image that left the dump and came back never turns from one learned from into one to test with.
 
     Args:
         known: the manifest that `before` splits.
+        learned: the side of every image that any earlier model learned from, by its SHA-256.
 
     Raises:
         ShortClass: a class has no image left for a side.
         BadConfig: the strategy doesn't fit the dump's layout.
     """
+    check_layout(manifest, config)
     sides: dict[str, Side | None] = dict.fromkeys(row.sha256 for row in known.images)
-    sides |= _sides_of(before)
+    sides |= {key: side for key, side in learned.items() if key not in sides}
+    sides |= sides_of(before)
     new = [row for row in manifest.images if row.sha256 not in sides]
     if new and config.strategy == "index":
-        counts = {side: getattr(config, side) for side in SIDES}
-        shares = {side: count / sum(counts.values()) for side, count in counts.items()}
+        shares = shares_of(config)
+        if not are_fractions(shares):
+            shares = {side: count / sum(shares.values()) for side, count in shares.items()}
         sides |= {row.sha256: draw_side(row, shares, config.seed) for row in new}
     elif new:
-        fresh = _sides_of(split_manifest(manifest, config))
+        fresh = sides_of(split_manifest(manifest, config))
         sides |= {row.sha256: fresh.get(row.sha256) for row in new}
     placed = {side: [row for row in manifest.images if sides[row.sha256] == side] for side in SIDES}
     for label in manifest.classes:
@@ -99,42 +113,30 @@ def grow_split(before: Split, known: Manifest, manifest: Manifest, config: Split
     order = {label: number for number, label in enumerate(manifest.classes)}
     for rows in placed.values():
         rows.sort(key=lambda row: (order[row.label], natural_key(row.path)))
-    return dataclasses.replace(
-        before, classes=manifest.classes, **{side: tuple(rows) for side, rows in placed.items()}
+    return Split(
+        strategy=config.strategy,
+        seed=0 if config.strategy == "index" else config.seed,
+        classes=manifest.classes,
+        **{side: tuple(rows) for side, rows in placed.items()},
     )
 
 
 def publish_grown_split(
-    before: Split, known: Manifest, manifest: Manifest, config: SplitConfig, store: Store
+    before: Split,
+    known: Manifest,
+    learned: Mapping[str, Side],
+    manifest: Manifest,
+    config: SplitConfig,
+    store: Store,
 ) -> Made[Split]:
     """Grow a split, and publish the result under its digest.
 
     Raises:
         ShortClass, BadConfig: as `grow_split` does.
     """
-    return publish_rows(grow_split(before, known, manifest, config), store)
+    return publish_rows(grow_split(before, known, learned, manifest, config), store)
 
 
-def hold_out(split: Split, other: Split, store: Store) -> Split:
-    """The split less those test rows that a model of another split trained or validated on, published.
-
-    Raises:
-        UnlikeSplits: the classes differ, or no test row of some class is left.
-    """
-    if other.classes != split.classes:
-        raise UnlikeSplits(
-            f"a model of the classes {', '.join(other.classes)} and one of {', '.join(split.classes)} can't "
-            "be tested on the same images."
-        )
-    seen = {key for key, side in _sides_of(other).items() if side != "test"}
-    test = tuple(row for row in split.test if row.sha256 not in seen)
-    if {row.label for row in test} != set(split.classes):
-        raise UnlikeSplits(
-            f"of the {len(split.test):,} test images of split {split.digest} only {len(test):,} are new to the "
-            f"model of split {other.digest}, and not of every class: there is nothing to compare on."
-        )
-    return publish_rows(dataclasses.replace(split, test=test), store).value
-
-
-def _sides_of(split: Split) -> dict[str, Side]:
+def sides_of(split: Split) -> dict[str, Side]:
+    """The side of every image of a split, by its SHA-256."""
     return {row.sha256: side for side in SIDES for row in split.rows(side)}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from thaw.archive import is_image_name, open_dump, printable
-from thaw.errors import BadDump, BadImage
+from thaw.errors import BadConfig, BadDump, BadImage
 from thaw.images import read_image
 from thaw.layout import natural_key
 from thaw.model import ModelFacts, load_model, predict_pixels
@@ -60,26 +60,31 @@ def find_model(name: str, store: Store) -> Path:
 
 
 def label_images(sources: Sequence[Path], model: str, csv: Path | None, store: Store) -> Made[Labelled]:
-    """Label images, and write the rows to `csv`, or to `predictions/` in the store, in one piece at the end.
+    """Label images, and write the rows to a CSV file, in one piece at the end.
 
     Args:
         model: as `find_model` takes it.
+        csv: relative to `predictions/` in the store, where a file of its own is made if none is named.
 
     Raises:
-        BadDump: there are no images, or an archive can't be opened.
+        BadDump: there are no images that can be read, or an archive can't be opened.
         BadModel, NoSuchModel: there is no such model.
+        BadConfig: the file's folder can't be made.
     """
-    file = find_model(model, store)
-    network, facts = load_model(file)
+    network, facts = load_model(find_model(model, store))
+    named = csv or f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}.csv"
+    written = store.folder("predictions", str(named))
+    try:
+        written.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadConfig(f"there is no writing to {written}: {error.strerror}. Give another file.") from None
     rows = list(predict_images(network, facts, sources))
     if not rows:
         raise BadDump(
             f"no images found in {', '.join(map(str, sources))}. Pass images, folders or zip archives."
         )
-    written = csv or store.folder(
-        "predictions", f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}.csv"
-    )
-    written.parent.mkdir(parents=True, exist_ok=True)
+    if all(row.error for row in rows):
+        raise BadDump(f"none of the {len(rows):,} images could be read; of {rows[0].path}: {rows[0].error}")
     partial = written.with_name(f".{written.name}.partial")
     write_csv(partial, facts.classes, rows)
     partial.replace(written)

@@ -1,16 +1,15 @@
 """Champion and challenger, image by image: is the new model better beyond chance, and not worse?"""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from thaw.config import PromotionConfig
 from thaw.errors import UnlikeSplits
-from thaw.evaluate import measure
 from thaw.records import Evaluation, Record
 
 Outcome = Literal["promoted", "kept", "held"]
@@ -49,33 +48,16 @@ class Decision(Record):
     """What became of a challenger; both models go by their version numbers.
 
     `held` waits for a person. `champion` and `comparison` are None where there was no champion.
-    `decided_at` is in UTC.
+    `rule` is the `PromotionConfig` that it was judged by, `decided_at` is in UTC.
     """
 
     outcome: Outcome
     reason: str
+    rule: Mapping[str, Any]
     challenger: int
     champion: int | None
     comparison: Comparison | None
     decided_at: str
-
-
-def restrict(evaluation: Evaluation, paths: Sequence[str]) -> Evaluation:
-    """The evaluation over the given images only, in their order, measured again.
-
-    Raises:
-        UnlikeSplits: there are none, or one of them was not evaluated.
-    """
-    known = {prediction.path: prediction for prediction in evaluation.predictions}
-    missing = [path for path in paths if path not in known]
-    if missing or not paths:
-        offender = f"'{missing[0]}' and {len(missing) - 1} others" if missing else "no image at all"
-        raise UnlikeSplits(
-            f"the evaluation of checkpoint {evaluation.checkpoint} can't be restricted to {offender}: it covers "
-            f"{len(known)} test images of split {evaluation.split}. Evaluate the model on the images asked for."
-        )
-    rows = replace(evaluation, predictions=tuple(known[path] for path in paths))
-    return replace(rows, metrics=measure(_labels(rows), _probabilities(rows)))
 
 
 def compare(champion: Evaluation, challenger: Evaluation) -> Comparison:
@@ -146,20 +128,26 @@ def decide(
     if comparison:
         accepted, reason = judge(comparison, settings)
     if_accepted = "promoted" if settings.approval == "automatic" else "held"
-    return _decide(if_accepted if accepted else "kept", reason, challenger, champion, comparison)
+    return _decide(if_accepted if accepted else "kept", reason, settings, challenger, champion, comparison)
 
 
-def hold(reason: str, *, challenger: int, champion: int) -> Decision:
+def hold(reason: str, settings: PromotionConfig, *, challenger: int, champion: int) -> Decision:
     """Leave it to a person, where the two models can't be compared."""
-    return _decide("held", reason, challenger, champion, None)
+    return _decide("held", reason, settings, challenger, champion, None)
 
 
 def _decide(
-    outcome: Outcome, reason: str, challenger: int, champion: int | None, comparison: Comparison | None
+    outcome: Outcome,
+    reason: str,
+    settings: PromotionConfig,
+    challenger: int,
+    champion: int | None,
+    comparison: Comparison | None,
 ) -> Decision:
     return Decision(
         outcome=outcome,
         reason=reason,
+        rule=settings.model_dump(mode="json"),
         challenger=challenger,
         champion=champion,
         comparison=comparison,

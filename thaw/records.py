@@ -294,7 +294,7 @@ class Metrics(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """What a checkpoint makes of the test rows of its split, image by image."""
+    """What a checkpoint makes of the test rows of a split, image by image."""
 
     checkpoint: str
     stage: str

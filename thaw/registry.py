@@ -1,17 +1,20 @@
 """The registry: every model that was trained, which of them is champion, and every decision about it.
 
-Each change is a new revision of the whole, `registry/<number>.json` in the store, published under a
+Each change is a new revision of the whole, `registry/<number>/registry.json` in the store, published under a
 number that nobody has taken; who comes second reads again and applies the change anew. So several
 processes change it at once without a lock, and one that is killed leaves the newest revision whole.
 `registry.json` beside them is a copy of the newest, for people and scripts.
 """
 
+import errno
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from thaw.errors import ChampionMoved, DiskFull, NoSuchModel, NotPublished, StoreNotWritable
@@ -19,6 +22,7 @@ from thaw.promotion import Decision
 from thaw.records import Outcome, Record
 from thaw.store import Store
 
+_FILE = "registry.json"
 _LISTED = 10
 # A mistyped number must not pass for the beginning of a run's digest.
 _SHORTEST_PREFIX = 4
@@ -243,34 +247,47 @@ def _change(store: Store, change: Callable[[Registry], Registry]) -> Registry:
 
 
 def _read_newest(store: Store) -> Registry:
-    files = sorted(store.folder("registry").glob("[0-9]*.json"), reverse=True)
+    files = sorted(store.folder("registry").glob(f"[0-9]*/{_FILE}"), reverse=True)
     found = (store.read_file(file, Registry) for file in files)
-    return next((registry for registry in found if registry), Registry())
+    newest = next((registry for registry in found if registry), Registry())
+    # The copy steps in where the newest revision was damaged.
+    copy = store.read_file(store.folder(_FILE), Registry) or newest
+    return max(newest, copy, key=lambda registry: registry.revision)
 
 
 def _publish(store: Store, registry: Registry) -> bool:
     """Publish a revision unless its number is taken, and say whether it was free.
 
-    A hard link refuses to replace, where a rename would drop the change of a faster process. The
-    store's file system has to know hard links.
+    A folder can't be renamed to one that holds something, where a file would replace another: so the change
+    of a faster process is never dropped.
     """
-    name = f"{registry.revision:06}.json"
-    draft, revisions = store.folder("partial", uuid.uuid4().hex), store.folder("registry")
+    draft, target = (
+        store.folder("partial", uuid.uuid4().hex),
+        store.folder("registry", f"{registry.revision:06}"),
+    )
     try:
-        with store.publish_file("partial", draft.name, name) as partial:
-            partial.write_text(registry.to_json(), encoding="utf-8")
-            revisions.mkdir(exist_ok=True)
-        (revisions / name).hardlink_to(draft / name)
-    except FileExistsError:
-        return False
+        with store.publish_file("partial", draft.name, _FILE) as partial:
+            _write_through(partial, registry.to_json())
+            target.parent.mkdir(exist_ok=True)
+        draft.rename(target)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
         raise StoreNotWritable(
-            f"the store at {store.root} can't publish revision {name} of its registry: {error.strerror}. It needs "
-            "a file system with hard links, and leave to write. Choose another folder with --store or THAW_STORE."
+            f"the store at {store.root} can't publish revision {registry.revision} of its registry: "
+            f"{error.strerror}. Choose another folder with --store or THAW_STORE, or mend its permissions."
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return True
+
+
+def _write_through(path: Path, text: str) -> None:
+    """Write a file so that it outlives a power cut: unlike all else in the store, this can't be made again."""
+    with path.open("w", encoding="utf-8") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _copy_newest(store: Store) -> None:
@@ -278,10 +295,10 @@ def _copy_newest(store: Store) -> None:
     # The revision counts, the copy can wait: the next reader mends it.
     with suppress(StoreNotWritable, DiskFull, NotPublished):
         while (newest := _read_newest(store)).revision:
-            if store.read_file(store.folder("registry.json"), Registry) == newest:
+            if store.read_file(store.folder(_FILE), Registry) == newest:
                 return
-            with store.publish_file("registry.json") as partial:
-                partial.write_text(newest.to_json(), encoding="utf-8")
+            with store.publish_file(_FILE) as partial:
+                _write_through(partial, newest.to_json())
 
 
 def _name(number: int | None) -> str:

@@ -36,17 +36,8 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
         ShortClass: a class has too few images for a side that the configuration asks for.
         BadConfig: strategy directory, but the dump has no ready splits; or index, but it has.
     """
-    shares = {"train": config.train, "validation": config.validation, "test": config.test}
-    if config.strategy == "directory" and manifest.layout != "ready_splits":
-        raise BadConfig(
-            f"setting 'split.strategy': 'directory' needs a dump with ready splits (train/cats/1.jpg beside "
-            f"test/cats/2.jpg), this one's layout is '{manifest.layout}'. Use strategy 'index' or 'hash'."
-        )
-    if config.strategy == "index" and manifest.layout == "ready_splits":
-        raise BadConfig(
-            "setting 'split.strategy': this dump has ready splits, and 'index' would mix its test images with "
-            "those to train on. Set it to 'directory', or to 'hash' with fractions to divide the dump anew."
-        )
+    check_layout(manifest, config)
+    shares = shares_of(config)
     sides: Sides = {side: [] for side in SIDES}
     ready = {row.side for row in manifest.images if row.side}
     if config.strategy == "directory" and len(ready) < len(SIDES):
@@ -71,6 +62,29 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
     )
 
 
+def check_layout(manifest: Manifest, config: SplitConfig) -> None:
+    """See that the strategy is one for the dump's layout.
+
+    Raises:
+        BadConfig: strategy directory, but the dump has no ready splits; or index, but it has.
+    """
+    if config.strategy == "directory" and manifest.layout != "ready_splits":
+        raise BadConfig(
+            f"setting 'split.strategy': 'directory' needs a dump with ready splits (train/cats/1.jpg beside "
+            f"test/cats/2.jpg), this one's layout is '{manifest.layout}'. Use strategy 'index' or 'hash'."
+        )
+    if config.strategy == "index" and manifest.layout == "ready_splits":
+        raise BadConfig(
+            "setting 'split.strategy': this dump has ready splits, and 'index' would mix its test images with "
+            "those to train on. Set it to 'directory', or to 'hash' with fractions to divide the dump anew."
+        )
+
+
+def shares_of(config: SplitConfig) -> dict[Side, float]:
+    """Counts, or fractions, by side."""
+    return {side: getattr(config, side) for side in SIDES}
+
+
 def publish_split(manifest: Manifest, config: SplitConfig, store: Store) -> Made[Split]:
     """Split a manifest, and publish the split in the store under its digest.
 
@@ -91,7 +105,7 @@ def publish_rows(split: Split, store: Store) -> Made[Split]:
 
 def _split_by_index(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float]) -> Sides:
     counts = (
-        _count(len(rows), shares) if _are_fractions(shares) else {side: int(shares[side]) for side in SIDES}
+        _count(len(rows), shares) if are_fractions(shares) else {side: int(shares[side]) for side in SIDES}
     )
     needed = sum(counts.values())
     if needed > len(rows):
@@ -152,7 +166,7 @@ def _count(images: int, shares: Mapping[Side, float]) -> dict[Side, int]:
     return counts
 
 
-def _are_fractions(shares: Mapping[Side, float]) -> bool:
+def are_fractions(shares: Mapping[Side, float]) -> bool:
     return all(share < 1 for share in shares.values())
 
 
@@ -169,7 +183,7 @@ def check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, s
     for side in SIDES:
         if not parts[side]:
             remedy = {
-                "index": "Add images, or change the fractions.",
+                "index": "Add images, or change the shares.",
                 "hash": "Add images, choose another seed, or use strategy 'index'.",
                 "directory": f"Add images to the dump's {side} folder, or use strategy 'index' or 'hash'.",
             }[strategy]
