@@ -10,7 +10,7 @@ demo: $(READY)
 
 # The fast tests, and those on real images where THAW_SHARED, or a folder `shared` beside the project, has them.
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --durations=15
 
 fast: $(READY)
 	$(VENV)/bin/python -m pytest -m "not real and not slow"

@@ -14,7 +14,7 @@ import pytest
 from tests.command import SMALL, Server
 from thaw.drawings import draw_dump
 
-KILLS = 20
+KILLS = 10
 
 
 def shards(store: Path) -> dict[str, int]:
@@ -29,7 +29,7 @@ def probabilities(result: dict) -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_run_killed_twenty_times_ends_with_the_undisturbed_probabilities(server: Server, tmp_path: Path):
+def test_a_run_killed_ten_times_ends_with_the_undisturbed_probabilities(server: Server, tmp_path: Path):
     dump = tmp_path / "drawn.zip"
     draw_dump(dump, per_class=100)
     command = ["train", "--dump", str(dump), "--json", *SMALL]
