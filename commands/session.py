@@ -77,7 +77,7 @@ def _check_server() -> None:
 
     url, password = PREFECT_API_URL.value(), PREFECT_API_AUTH_STRING.value()
     if url and not PREFECT_API_KEY.value():  # Prefect Cloud has its own ways
-        Server(url=url.rstrip("/"), password=password and password.get_secret_value()).check()
+        Server(url=url.rstrip("/"), password=password).check()
 
 
 def _wait_for_records(state: Any) -> None:
