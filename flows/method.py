@@ -12,6 +12,7 @@ from pydantic import Field
 from tasks import dataset, features, release, training
 from tasks.dispatch import Dispatch
 from tasks.screen import label_run
+from thaw import archive
 from thaw.backbone import check_cut
 from thaw.config import BackboneConfig, DumpConfig, TrainConfig
 from thaw.errors import BadConfig
@@ -59,6 +60,9 @@ def open_dump(config: TrainConfig, store: Store) -> tuple[Backbone, Manifest]:
     """The backbone, which must have the cuts asked for, and what the dump holds."""
     label_run(tags=(config.recipe, config.dump.path.name))
     store.check_writable()
+    # A wrong path is told before weights are fetched for it.
+    with archive.open_dump(config.dump.path):
+        pass
     backbone = dataset.load_backbone(config.backbone, store)
     check_cut(backbone, config.fine_tune.cut)
     return backbone, dataset.scan_dump(config.dump, store)

@@ -278,6 +278,7 @@ def test_recipes_lists_every_recipe(server: Server):
         (["features", "--dump", "{dump}", "--recipe=demo", "--cut=block9_pool"], "no layer 'block9_pool'"),
         (["train", "--dump", "{dump}", "--layout", "flatt"], "'flat'"),
         (["train", "--dump", "/nowhere.zip", "--recipe", "demo"], "/nowhere.zip"),
+        (["retrain", "--dump", "/nowhere.zip", "--weights", "/nowhere.h5"], "no dump at /nowhere.zip"),
         (["train", "--dump", "{dump}", "--recipe", "demo"], "class 'cat' has 100 usable images"),
         (["train", "--dump", "{dump}", "--weights", "/nowhere.h5"], "no weights at /nowhere.h5"),
         (

@@ -1,5 +1,7 @@
 """Settings: what is refused, and what the message says."""
 
+from pathlib import Path
+
 import pytest
 
 from thaw.config import RECIPES, TrainConfig, build_config, list_recipes
@@ -111,3 +113,13 @@ def test_a_missing_dump_says_what_it_is():
 )
 def test_shares_that_make_no_split_are_refused(split: dict):
     assert "Received" in refuse({"dump": DUMP, "recipe": "book2-bottleneck", "split": split})
+
+
+def test_a_file_of_weights_is_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"dump": {"path": "train.zip"}, "backbone": {"weights": "vgg16.h5"}}
+    config = build_config(settings)
+    assert config.backbone.weights == str(tmp_path / "vgg16.h5")
+    assert config.dump.path == tmp_path / "train.zip"
+    named = build_config({**settings, "backbone": {"weights": "imagenet"}})
+    assert named.backbone.weights == "imagenet"
