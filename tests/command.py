@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
+ENDED_TYPES = tuple(name.upper() for name in ENDED)
 PROJECT = Path(__file__).resolve().parent.parent
 
 # The demo's recipe on few small images: a run of seconds that passes every stage.
@@ -105,8 +106,39 @@ class Server:
         return self.ask("flow_runs/filter", sort="START_TIME_DESC", limit=1)[0]
 
     def task_states(self, flow_run: str) -> dict[str, str]:
-        runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run]}})
-        return {run["name"]: run["state"]["name"] for run in runs}
+        """States of the stages of a run that has ended, by name.
+
+        The server records them, like events, from a stream: a moment after they happened.
+        """
+
+        def read() -> dict[str, dict[str, Any] | None]:
+            runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run]}})
+            return {run["name"]: run["state"] for run in runs}
+
+        before, states = None, read()
+        deadline = time.monotonic() + 30
+        while before != states or not all(
+            state and state["type"] in ENDED_TYPES for state in states.values()
+        ):
+            assert time.monotonic() < deadline, states
+            time.sleep(1)
+            before, states = states, read()
+        return {name: state["name"] for name, state in states.items()}
+
+    def wait_for_log(self, run: str, words: str, seconds: float = 30) -> None:
+        """Until a run's log says so: its lines come in batches."""
+        deadline = time.monotonic() + seconds
+        while words not in self.log(run):
+            assert time.monotonic() < deadline, self.log(run)
+            time.sleep(0.5)
+
+    def wait_for_event(self, name: str, resource: str, seconds: float = 30) -> None:
+        """Until an event about a resource is kept: the server writes them every few seconds."""
+        about = {"event": {"name": [name]}, "resource": {"id": [resource]}}
+        deadline = time.monotonic() + seconds
+        while not self.ask("events/filter", filter=about)["events"]:
+            assert time.monotonic() < deadline, f"no {name} about {resource}"
+            time.sleep(0.5)
 
     def start_run(self, deployment: str, **parameters: Any) -> str:
         """Ask for a run, as `prefect deployment run` does; returns its id."""

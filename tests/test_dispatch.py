@@ -105,8 +105,7 @@ def test_gpu_stages_are_runs_of_the_gpu_pool_and_the_others_stay_with_the_parent
     assert {child["work_queue_name"] for child in children.values()} == {"interactive"}
     assert pools.server.read_run(trained)["work_pool_name"] == "thaw-cpu"
     assert {"scan dump", "split", "release", *GPU_STAGES} <= set(pools.server.task_states(trained))
-    log = pools.server.log(children["train head, budget 1"]["id"])
-    assert "epoch 2 of" in log
+    pools.server.wait_for_log(children["train head, budget 1"]["id"], "epoch 2 of")
 
 
 def test_the_model_is_the_one_that_a_single_process_makes(
@@ -174,7 +173,7 @@ def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, confi
     for process in find_run(child["id"]):
         os.kill(process, signal.SIGKILL)
     assert pools.server.wait_for(run, *ENDED)["state"]["name"] == "Completed"
-    assert "crashed on its worker" in pools.server.log(run)
+    pools.server.wait_for_log(run, "crashed on its worker")
 
 
 def test_a_persons_answer_holds_for_the_model_that_was_offered_whatever_became_of_the_dump(

@@ -103,8 +103,7 @@ def test_a_dump_that_grew_is_trained_on_and_judged_on_images_new_to_both(nights:
     run = nights.server.newest_run()
     assert run["name"].endswith(": v2 promoted")
     assert nights.server.task_states(run["id"])["test rows at block4_pool"] == "Cached"
-    events = nights.server.ask("events/filter", filter={"event": {"name": ["thaw.model.promoted"]}})["events"]
-    assert f"thaw.model.{after.run}" in {event["resource"]["prefect.resource.id"] for event in events}
+    nights.server.wait_for_event("thaw.model.promoted", f"thaw.model.{after.run}")
 
 
 def test_a_model_that_is_not_better_leaves_the_champion_and_is_not_tried_again(nights: Nights):
