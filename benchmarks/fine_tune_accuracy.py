@@ -9,7 +9,7 @@ from benchmarks.dumps import find_dump, find_weights, unpack_classes, write_arch
 from benchmarks.harness import Place, run_rounds, start_worker
 from benchmarks.results import Entry
 from benchmarks.stages import open_images
-from thaw.config import FineTuneConfig, HeadConfig, OptimizerConfig
+from thaw.config import HeadConfig, OptimizerConfig, PhaseConfig
 from thaw.features import cache_features
 from thaw.fine_tune import fine_tune
 from thaw.head import train_head
@@ -33,7 +33,7 @@ class Accuracy:
         optimizer = OptimizerConfig(name="rmsprop", learning_rate=1e-4)
         settings = HeadConfig(epochs=head_epochs, stop="at_budget", optimizer=optimizer, seed=seed)
         head = train_head(self.bottlenecks, settings, config.gate, self.store).value
-        settings = FineTuneConfig(epochs=epochs, patience_epochs=None, seed=seed)
+        settings = PhaseConfig(epochs=epochs, patience_epochs=None, seed=seed)
         given = (self.block4, self.images.backbone, config.backbone, settings, self.store)
         tuned = fine_tune(head, *given).value
         return {"val accuracy": tuned.history.epochs[-1].val_accuracy}

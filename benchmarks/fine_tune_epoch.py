@@ -12,7 +12,7 @@ from benchmarks.fine_tune_accuracy import compare_accuracies
 from benchmarks.harness import Place, run_benchmarks, run_rounds, start_worker, step
 from benchmarks.results import Entry, Goal, divide
 from benchmarks.stages import Clock, open_images
-from thaw.config import FineTuneConfig, HeadConfig
+from thaw.config import HeadConfig, PhaseConfig
 from thaw.features import cache_features
 from thaw.fine_tune import fine_tune
 from thaw.head import train_head
@@ -46,7 +46,7 @@ class FineTuning:
 
     def train(self, seed: int) -> dict[str, float]:
         config = self.images.config
-        settings = FineTuneConfig(epochs=_EPOCHS, patience_epochs=None, seed=seed)
+        settings = PhaseConfig(epochs=_EPOCHS, patience_epochs=None, seed=seed)
         clock = Clock()
         with listen(clock):
             fine_tune(self.head, self.block4, self.images.backbone, config.backbone, settings, self.store)

@@ -39,7 +39,7 @@ class Stages:
         place = Store(store)
         images = open_images(place, Path(dump), "demo", **changes)
         config, given = images.config, images.given
-        tuning = config.fine_tune
+        (tuning,) = config.fine_tune
         bottlenecks = cache_features(*given, images.backbone.end, place, keep=(tuning.cut,)).value
         for budget in range(1, config.gate.max_extensions + 2):
             head = train_head(bottlenecks, config.head, config.gate, place, budget).value
@@ -61,7 +61,8 @@ class Stages:
             head_evaluation=head_evaluation,
         )
         evaluation = evaluate(tuned, shallow.test, place).value
-        run = dataclasses.replace(run, fine_tuned=tuned, evaluation=evaluation)
+        found = judge_convergence(tuned.history, config.gate, tuning.patience_epochs)
+        run = dataclasses.replace(run, phases=(tuned,), phase_verdicts=(found,), evaluation=evaluation)
         return {"test accuracy": release_run(run, place).value.metrics.accuracy}
 
 

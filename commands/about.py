@@ -11,7 +11,8 @@ from commands.options import (
     gather_settings,
 )
 from commands.terminal import in_words, print_json, print_table
-from thaw.config import RECIPES, build_config, list_recipes, read_recipe
+from thaw.config import build_config
+from thaw.recipe import RECIPES, list_recipes, read_recipe
 from thaw.store import Store
 
 

@@ -75,7 +75,7 @@ def features(
     as_json: JsonOption = False,
 ) -> None:
     """Fill the feature cache: every image of the split, once through the frozen backbone."""
-    from thaw.backbone import check_cut, load_backbone
+    from thaw.backbone import find_cut, load_backbone
     from thaw.dump import scan_dump
     from thaw.features import cache_features
     from thaw.rows import export_features
@@ -85,10 +85,10 @@ def features(
     config = build_config(gather_settings(dump, recipe, weights, layout, changes))
     place.check_writable()
     backbone = load_backbone(config.backbone, place).value
-    check_cut(backbone, cut or backbone.end)
+    cut = find_cut(backbone, cut or backbone.end)
     manifest = scan_dump(config.dump, place).value
     made = publish_split(manifest, config.split, place).value
-    cached = cache_features(made, config.dump, backbone, config.backbone, cut or backbone.end, place)
+    cached = cache_features(made, config.dump, backbone, config.backbone, cut, place)
     files = [str(file) for file in export_features(cached.value, export, place)] if export else []
     if as_json:
         space = cached.value.train.space

@@ -1,7 +1,6 @@
-"""Commands about trained models."""
+"""Commands about trained models: which there are, and which of them is champion."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,44 +15,6 @@ if TYPE_CHECKING:
     from thaw.registry import Registry
 
 _STANDING = {"promoted": "promoted", "kept": "not promoted", "held": "waits for promotion"}
-
-
-def predict(
-    model: Annotated[str, typer.Argument(help="A model.keras that `thaw train` saved; or champion, v3, …")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, folders or zip archives.")],
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write a CSV file here.")] = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print class and probability of each image."""
-    from thaw.model import load_model
-    from thaw.predict import find_model, predict_images, write_csv
-
-    if csv and not csv.absolute().parent.is_dir():
-        raise Mistake(f"there is no folder {csv.absolute().parent} to write {csv.name} to. Make it first.")
-    network, facts = load_model(find_model(model, Store(store)))
-    rows = list(predict_images(network, facts, images))
-    if csv:
-        write_csv(csv, facts.classes, rows)
-    if as_json:
-        print_json(classes=facts.classes, images=[vars(row) for row in rows], csv=str(csv) if csv else None)
-    elif csv:
-        results.print(f"{len(rows)} images written to {csv}", soft_wrap=True)
-    else:
-        shown = [
-            (
-                row.path,
-                row.label or "",
-                f"{max(row.probabilities):.4f}" if row.probabilities else "",
-                row.error or "",
-            )
-            for row in rows
-        ]
-        print_table(["path", "class", "probability", "error"], shown)
-    if rows and all(row.error for row in rows):
-        raise Mistake("none of the images could be read.")
-    if not rows:
-        raise Mistake(f"no images found in {', '.join(map(str, images))}.")
 
 
 def models(store: StoreOption = None, as_json: JsonOption = False) -> None:

@@ -25,7 +25,7 @@ class Ended:
 
 
 def run_flow(
-    flow: Literal["train", "retrain"], config: TrainConfig, store: Store, **parameters: Any
+    flow: Literal["train", "retrain", "crossvalidate"], config: TrainConfig, store: Store, **parameters: Any
 ) -> Ended:
     """Run a flow in this process, and say how it ended.
 

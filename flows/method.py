@@ -1,7 +1,10 @@
 """The method, from an opened dump to a tested model, as the flows share it."""
 
 import dataclasses
+import itertools
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +16,15 @@ from tasks import dataset, features, release, training
 from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw import archive
-from thaw.backbone import check_cut
-from thaw.config import BackboneConfig, DumpConfig, TrainConfig
+from thaw.backbone import find_cut, order_cuts
+from thaw.config import BackboneConfig, DumpConfig, GateConfig, PhaseConfig, TrainConfig
 from thaw.errors import BadConfig
 from thaw.records import (
     Backbone,
     Checkpoint,
     Evaluation,
     Features,
+    FeatureSet,
     Manifest,
     Outcome,
     Split,
@@ -64,13 +68,13 @@ def open_dump(config: TrainConfig, store: Store) -> tuple[Backbone, Manifest]:
     with archive.open_dump(config.dump.path):
         pass
     backbone = dataset.load_backbone(config.backbone, store)
-    check_cut(backbone, config.fine_tune.cut)
+    check_phases(config.fine_tune, backbone)
     return backbone, dataset.scan_dump(config.dump, store)
 
 
 def cache_bottlenecks(config: TrainConfig, backbone: Backbone, split: Split, store: Store) -> Features:
     """The features that the head learns from; those that fine-tuning starts from come up on the way."""
-    keep = (config.fine_tune.cut,) if config.fine_tune.epochs else ()
+    keep = tuple(phase.cut for phase in config.fine_tune)
     return _cache(config, backbone, split, backbone.end, config.head.views, store, keep)
 
 
@@ -89,7 +93,6 @@ def train_model(
         stages: times of the stages so far, for the report.
         champions_head: a head to start from as well, which is kept where it validates better.
     """
-    tuning, thaws = config.fine_tune, config.fine_tune.epochs > 0
     source = ViewSource(
         dump=config.dump, backbone=backbone, settings=config.backbone, augmentation=config.augmentation
     )
@@ -105,18 +108,34 @@ def train_model(
         backbone=backbone,
         precision=read_space(bottlenecks.test.space, store).precision,
     )
-    if not verdict.opens_gate and (thaws or verdict.is_hopeless):
+    if not verdict.opens_gate and (config.fine_tune or verdict.is_hopeless):
         outcome = release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
         return dataclasses.replace(outcome, stages=tuple(stages))
 
     run = dataclasses.replace(run, head_evaluation=release.evaluate(head, bottlenecks.test, store))
-    if thaws:
-        shallow = _cache(config, backbone, split, tuning.cut, tuning.views, store)
-        tuned = training.thaw_and_train(head, shallow, backbone, config.backbone, tuning, store, source)
-        evaluation = release.evaluate(tuned, shallow.test, store)
-        run = dataclasses.replace(run, fine_tuned=tuned, evaluation=evaluation)
+    if config.fine_tune:
+        phases, verdicts, test = _thaw_in_phases(config, backbone, split, source, head, store)
+        evaluation = release.evaluate(phases[-1], test, store)
+        run = dataclasses.replace(run, phases=phases, phase_verdicts=verdicts, evaluation=evaluation)
     outcome = release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
     return dataclasses.replace(outcome, stages=tuple(stages))
+
+
+def check_phases(phases: Sequence[PhaseConfig], backbone: Backbone) -> None:
+    """See that the backbone can be cut where the phases ask for it, and that none thaws less than the one before.
+
+    Raises:
+        BadCut: there is no such layer, or the graph can't be split there.
+        BadConfig: a later phase would freeze again what an earlier one trained.
+    """
+    order = order_cuts(backbone)
+    cuts = [find_cut(backbone, phase.cut) for phase in phases]
+    for before, after in itertools.pairwise(cuts):
+        if order.index(after) > order.index(before):
+            raise BadConfig(
+                f"setting 'fine_tune': a phase cut at '{after}' would freeze what the one before it, cut at "
+                f"'{before}', trained. List the phases from the deepest cut to the shallowest."
+            )
 
 
 def score_model(
@@ -145,7 +164,7 @@ def _cache(
     config: TrainConfig,
     backbone: Backbone,
     split: Split,
-    cut: str,
+    cut: str | int,
     views: int | str,
     store: Store,
     keep: tuple[str, ...] = (),
@@ -177,11 +196,56 @@ def _train_head(
     store: Store,
     start: Checkpoint | None = None,
 ) -> tuple[Checkpoint, Verdict]:
-    """A head, given further budgets as long as it still improves and the gate grants them."""
-    for budget in range(1, config.gate.max_extensions + 2):
-        given = (bottlenecks, config.head, config.gate, store, budget, source)
-        head = training.train_warm_head(*given, start) if start else training.train_head(*given)
-        verdict = training.judge_convergence(head, config.gate)
-        if verdict.state != "improving" or not config.fine_tune.epochs:
+    given = {"bottlenecks": bottlenecks, "settings": config.head, "gate": config.gate}
+    given |= {"store": store, "source": source}
+    warm = partial(training.train_warm_head, start=start)
+    train = partial(warm if start else training.train_head, **given)
+    return _train_until_converged(train, config.gate, None, extends=bool(config.fine_tune))
+
+
+def _thaw_in_phases(
+    config: TrainConfig, backbone: Backbone, split: Split, source: ViewSource, head: Checkpoint, store: Store
+) -> tuple[tuple[Checkpoint, ...], tuple[Verdict, ...], FeatureSet]:
+    """What each phase came to, the gate's verdict on each, and the test rows for the last.
+
+    A phase that has not converged ends the thawing: what it came to is kept, what was to follow is left out.
+    """
+    phases: list[Checkpoint] = [head]
+    verdicts: list[Verdict] = []
+    for number, settings in enumerate(config.fine_tune, 1):
+        shallow = _cache(config, backbone, split, settings.cut, settings.views, store)
+        train = partial(
+            training.thaw_and_train,
+            trained=phases[-1],
+            features=shallow,
+            backbone=backbone,
+            backbone_settings=config.backbone,
+            settings=settings,
+            store=store,
+            source=source,
+        )
+        extends = number < len(config.fine_tune)
+        tuned, verdict = _train_until_converged(train, config.gate, settings.patience_epochs, extends)
+        phases.append(tuned)
+        verdicts.append(verdict)
+        if not verdict.opens_gate:
             break
-    return head, verdict
+    return tuple(phases[1:]), tuple(verdicts), shallow.test
+
+
+def _train_until_converged(
+    train: Callable[..., Checkpoint], gate: GateConfig, patience_epochs: int | None, extends: bool
+) -> tuple[Checkpoint, Verdict]:
+    """What was trained, and the gate's verdict on it.
+
+    Args:
+        train: trains for so many budgets.
+        extends: whether it is given further budgets as long as it still improves and the gate grants them,
+            since something waits behind the gate.
+    """
+    for budget in range(1, gate.max_extensions + 2):
+        trained = train(budget=budget)
+        verdict = training.judge_convergence(trained, gate, patience_epochs)
+        if verdict.state != "improving" or not extends:
+            break
+    return trained, verdict

@@ -1,4 +1,4 @@
-"""The task that labels images with a saved model."""
+"""Tasks that label images: with a saved model, or with a backbone's own top."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,13 @@ from prefect.artifacts import create_table_artifact
 
 from tasks.screen import show
 from tasks.stage import stage
-from thaw import predict
+from thaw import imagenet, predict
+from thaw.imagenet import NamedImages
 from thaw.predict import Labelled
 from thaw.records import Made
 from thaw.store import Store
+
+_SHOWN_IMAGES = 100
 
 
 def _show_counts(labelled: Labelled) -> None:
@@ -23,3 +26,19 @@ def _show_counts(labelled: Labelled) -> None:
 @stage("label images with {model}", retries=1, present=_show_counts)
 def label_images(images: Sequence[Path], model: str, csv: Path | None, store: Store) -> Made[Labelled]:
     return predict.label_images(images, model, csv, store)
+
+
+def _show_names(named: NamedImages) -> None:
+    rows = [
+        {"image": image.path, "names": ", ".join(f"{name} {share:.2f}" for name, share in image.names)}
+        for image in named.images[:_SHOWN_IMAGES]
+    ]
+    title = f"{len(named.images):,} images by {named.backbone}, in {named.csv}"
+    show(create_table_artifact, rows, key="imagenet-names", description=title)
+
+
+@stage("name images with {backbone}", retries=1, present=_show_names)
+def name_images(
+    images: Sequence[Path], store: Store, backbone: str, weights: str, class_index: Path | None, top: int
+) -> Made[NamedImages]:
+    return imagenet.name_images(images, store, backbone, weights, class_index, top)

@@ -5,7 +5,7 @@ from prefect.artifacts import create_table_artifact
 from tasks.screen import show
 from tasks.stage import stage
 from thaw import convergence, fine_tune, head
-from thaw.config import BackboneConfig, FineTuneConfig, GateConfig, HeadConfig
+from thaw.config import BackboneConfig, GateConfig, HeadConfig, PhaseConfig
 from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
 from thaw.rows import ViewSource
 from thaw.store import Store
@@ -42,19 +42,23 @@ def _show_verdict(verdict: Verdict) -> None:
 
 
 @stage("judge convergence", present=_show_verdict)
-def judge_convergence(trained: Checkpoint, gate: GateConfig) -> Made[Verdict]:
-    verdict = convergence.judge_convergence(trained.history, gate)
+def judge_convergence(
+    trained: Checkpoint, gate: GateConfig, patience_epochs: int | None = None
+) -> Made[Verdict]:
+    verdict = convergence.judge_convergence(trained.history, gate, patience_epochs)
     return Made(value=verdict, reused=False, note=f"{verdict.state}: {verdict.reason}")
 
 
-@stage("fine-tune after {settings.cut}", wants_gpu=True, retries=1)
+@stage("fine-tune after {features.cut}", wants_gpu=True, retries=1)
 def thaw_and_train(
     trained: Checkpoint,
     features: Features,
     backbone: Backbone,
     backbone_settings: BackboneConfig,
-    settings: FineTuneConfig,
+    settings: PhaseConfig,
     store: Store,
     source: ViewSource,
+    budget: int,
 ) -> Made[Checkpoint]:
-    return fine_tune.fine_tune(trained, features, backbone, backbone_settings, settings, store, source)
+    given = (backbone, backbone_settings, settings, store, source, budget)
+    return fine_tune.fine_tune(trained, features, *given)

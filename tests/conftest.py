@@ -55,6 +55,14 @@ def small_config(dump: Path, **sections: dict) -> TrainConfig:
     return build_config(settings)
 
 
+@pytest.fixture(scope="module")
+def prepared(drawn_dump: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A small run up to its features, as `tests.prepared` makes it."""
+    from tests.prepared import prepare
+
+    return prepare(drawn_dump, tmp_path_factory.mktemp("prepared") / "store")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real Prefect server on a free port, with a home of its own."""

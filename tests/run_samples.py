@@ -119,7 +119,8 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
         "split": Split(strategy="index", seed=0, classes=classes, **sides),
         "head": make_checkpoint("head", head),
         "verdict": PLATEAUED,
-        "fine_tuned": make_checkpoint("fine_tuned", fine_tune),
+        "phases": (make_checkpoint("fine_tuned", fine_tune),),
+        "phase_verdicts": (PLATEAUED,),
         "head_evaluation": make_evaluation("head", wrong=31, classes=classes),
         "evaluation": make_evaluation("fine_tuned", wrong=22, classes=classes),
         "backbone": Backbone(
@@ -129,6 +130,8 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
             weights_sha256="ab" * 32,
             preprocessing="caffe",
             layers=(),
+            cuts=(),
+            stages=(),
         ),
         "precision": "bfloat16",
         "stages": (
@@ -147,7 +150,7 @@ def make_run(classes=CLASSES, quarantined=(), **changes):
 def make_pictures(classes):
     made = make_evaluation("fine_tuned", wrong=22, classes=classes)
     return {
-        "curves": plot_curves(make_history(), make_history(8, floor=0.05), PLATEAUED, patience_epochs=5),
+        "curves": plot_curves(make_history(), [("block4_pool", make_history(8, floor=0.05))], PLATEAUED, 5),
         "confusion": plot_confusion(made.metrics, classes),
         "mistakes": plot_mistakes(list_mistakes(made), make_photographs(MOST_IMAGES)),
         "views": plot_views(make_photographs(8)),
@@ -163,7 +166,7 @@ def make_photographs(number, size=180):
 
 
 def close_gate(**changes):
-    nothing = dict.fromkeys(("fine_tuned", "head_evaluation", "evaluation"))
+    nothing = {"phases": (), "phase_verdicts": (), "head_evaluation": None, "evaluation": None}
     closed = {"verdict": IMPROVING, **nothing, **changes}
     return make_run(**closed)
 

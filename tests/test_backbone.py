@@ -5,8 +5,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from thaw.cuts import split_model
 
-from thaw.backbone import build_backbone, check_cut, cut_model, cut_points, load_backbone, preprocess
+from thaw.architectures import preprocess
+from thaw.backbone import build_backbone, cut_points, find_cut, load_backbone
 from thaw.config import BackboneConfig
 from thaw.device import prepare_keras
 from thaw.errors import BadCut, BadWeights
@@ -28,12 +30,12 @@ def some_pixels(size: int = 48) -> np.ndarray:
 @pytest.mark.parametrize("cut", ["block1_pool", "block3_conv2", "block4_pool", "block5_conv1", "block5_pool"])
 def test_prefix_and_suffix_reproduce_the_uncut_model_exactly(mini: Backbone, cut: str):
     model = build_backbone(mini, 48)
-    features = np.asarray(cut_model(model, None, cut)(some_pixels()))
+    features = np.asarray(split_model(model, None, cut)(some_pixels()))
     whole = np.asarray(model(some_pixels()))
     if cut == mini.end:
         np.testing.assert_array_equal(features, whole)
     else:
-        np.testing.assert_array_equal(np.asarray(cut_model(model, cut, None)(features)), whole)
+        np.testing.assert_array_equal(np.asarray(split_model(model, cut, None)(features)), whole)
 
 
 @pytest.mark.parametrize("size", [32, 48, 75])
@@ -43,12 +45,12 @@ def test_any_image_size_from_32_pixels_can_be_used(mini: Backbone, size: int):
 
 def test_a_cut_at_no_layer_names_the_valid_ones(mini: Backbone):
     with pytest.raises(BadCut, match=r"block6_pool.*block4_pool, block5_pool"):
-        check_cut(mini, "block6_pool")
+        find_cut(mini, "block6_pool")
 
 
 def test_cut_points_run_from_shallow_to_deep(mini: Backbone):
-    assert cut_points(mini, "block3_pool") == ("block1_pool", "block2_pool", "block3_pool")
-    assert cut_points(mini, "block2_conv1") == ("block1_pool", "block2_conv1")
+    assert cut_points(mini, "block3_pool") == ("pixels", "block1_pool", "block2_pool", "block3_pool")
+    assert cut_points(mini, "block2_conv1") == ("pixels", "block1_pool", "block2_conv1")
 
 
 def test_caffe_preprocessing_is_what_keras_applications_does():
@@ -115,7 +117,7 @@ def test_the_real_imagenet_weights_load_and_cut_exactly(shared: Path, tmp_path: 
     backbone = load_backbone(BackboneConfig(weights=str(weights)), Store(tmp_path / "store")).value
     assert backbone.preprocessing == "caffe"
     model = build_backbone(backbone, 64)
-    features = cut_model(model, None, "block4_pool")(some_pixels(64))
+    features = split_model(model, None, "block4_pool")(some_pixels(64))
     np.testing.assert_array_equal(
-        np.asarray(cut_model(model, "block4_pool", None)(features)), np.asarray(model(some_pixels(64)))
+        np.asarray(split_model(model, "block4_pool", None)(features)), np.asarray(model(some_pixels(64)))
     )

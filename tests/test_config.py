@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from thaw.config import RECIPES, TrainConfig, build_config, list_recipes
+from thaw.config import TrainConfig, build_config
 from thaw.errors import BadConfig
+from thaw.recipe import RECIPES, list_recipes
 
 DUMP = {"path": "train.zip"}
 
@@ -78,7 +79,7 @@ def test_an_unknown_nested_key_names_the_nearest():
     [
         ("head", "epochs", 0, "1"),
         ("head", "dropout", 1.0, "just below 1.0"),
-        ("backbone", "image_size_pixels", 16, "32"),
+        ("backbone", "image_size_pixels", 8, "16"),
         ("gate", "patience_epochs", 1, "2"),
     ],
 )

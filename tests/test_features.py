@@ -14,8 +14,9 @@ from PIL import Image
 from tests.conftest import small_config
 from thaw import extract
 from thaw import features as stage
+from thaw.architectures import preprocess
 from thaw.augment import draw_view
-from thaw.backbone import build_backbone, load_backbone, preprocess
+from thaw.backbone import build_backbone, load_backbone
 from thaw.config import AugmentationConfig, TrainConfig
 from thaw.dump import scan_dump
 from thaw.errors import BadDump, DiskFull

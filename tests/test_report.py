@@ -189,7 +189,7 @@ def test_mistakes_are_listed_from_the_most_confident_one(run):
 
 def test_a_head_released_by_itself_says_so_where_it_was_still_improving():
     improving = replace(make_run().verdict, state="improving", reason="val loss improved by 0.1 nats")
-    run = make_run(verdict=improving, fine_tuned=None, evaluation=None)
+    run = make_run(verdict=improving, phases=(), phase_verdicts=(), evaluation=None)
     text = read_text(render_html(run))
     assert "Backbone kept frozen" in text
     assert "The head was released improving: val loss improved by 0.1 nats" in text
@@ -204,6 +204,8 @@ def test_the_small_backbone_is_never_taken_for_imagenet():
         weights_sha256="cd" * 32,
         preprocessing="unit",
         layers=(),
+        cuts=(),
+        stages=(),
     )
     run = make_run(backbone=mini)
     for text in (read_text(render_html(run)), render_markdown(run)):

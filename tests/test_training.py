@@ -1,6 +1,5 @@
 """Training from cached features: what is learned, what is kept, and that a cut-off run ends the same."""
 
-import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -8,55 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from thaw.cuts import split_model
 
-from tests.conftest import small_config
+from tests.prepared import Prepared, head_of
 from thaw import trainer
-from thaw.backbone import build_backbone, cut_model, load_backbone
-from thaw.config import HeadConfig, OptimizerConfig, TrainConfig
+from thaw.backbone import build_backbone
+from thaw.config import HeadConfig, OptimizerConfig
 from thaw.device import list_layers, prepare_keras
-from thaw.dump import scan_dump
 from thaw.evaluate import evaluate, measure
-from thaw.features import cache_features
 from thaw.fine_tune import fine_tune, thaw_suffix
 from thaw.head import build_head, train_head
-from thaw.records import Backbone, Features, Split
 from thaw.rows import Rows
-from thaw.split import publish_split
 from thaw.steps import compile_network
 from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A small run up to its features, shared by the tests of this file."""
-
-    config: TrainConfig
-    store: Store
-    backbone: Backbone
-    split: Split
-    block4: Features
-    bottlenecks: Features
-
-
-@pytest.fixture(scope="module")
-def prepared(drawn_dump: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return prepare(drawn_dump, tmp_path_factory.mktemp("training") / "store")
-
-
-def prepare(dump: Path, root: Path) -> Prepared:
-    config, store = small_config(dump), Store(root)
-    backbone = load_backbone(config.backbone, store).value
-    split = publish_split(scan_dump(config.dump, store).value, config.split, store).value
-    given = (split, config.dump, backbone, config.backbone)
-    block4 = cache_features(*given, "block4_pool", store, 1, config.augmentation).value
-    bottlenecks = cache_features(*given, "block5_pool", store).value
-    return Prepared(config, store, backbone, split, block4, bottlenecks)
-
-
-def head_of(prepared: Prepared, store: Store | None = None, budget: int = 1, **changes):
-    settings = prepared.config.head.model_copy(update=changes)
-    return train_head(prepared.bottlenecks, settings, prepared.config.gate, store or prepared.store, budget)
 
 
 def fresh_store(prepared: Prepared, folder: Path) -> Store:
@@ -149,7 +113,7 @@ def test_a_fine_tune_starts_from_the_heads_best_weights(prepared: Prepared):
 
 
 def tune(prepared: Prepared, head, store: Store | None = None, **changes):
-    settings = prepared.config.fine_tune.model_copy(update=changes)
+    settings = prepared.config.fine_tune[0].model_copy(update=changes)
     given = (prepared.backbone, prepared.config.backbone, settings, store or prepared.store)
     return fine_tune(head, prepared.block4, *given)
 
@@ -166,7 +130,7 @@ def test_a_fine_tune_moves_block_5_and_the_head(prepared: Prepared):
     strong = OptimizerConfig(name="rmsprop", learning_rate=1e-4)
     tuned = tune(prepared, head, optimizer=strong, epochs=3, patience_epochs=None).value
     last = load_network(prepared.store, tuned.address, "last")
-    before = cut_model(build_backbone(prepared.backbone, 64), "block4_pool", None).get_weights()
+    before = split_model(build_backbone(prepared.backbone, 64), "block4_pool", None).get_weights()
     after = next(layer for layer in last.layers if layer.count_params() == sum(a.size for a in before))
     assert all(not np.array_equal(one, two) for one, two in zip(before, after.get_weights(), strict=True))
     assert all(variable.trainable for variable in last.trainable_variables)
@@ -192,7 +156,7 @@ def test_batch_normalisation_stays_in_inference_mode_in_a_thawed_suffix():
     cut = keras.layers.Conv2D(4, 3, name="cut")(entry)
     network = keras.Model(entry, keras.layers.BatchNormalization(name="norm")(keras.layers.Conv2D(4, 3)(cut)))
     head = build_head((4, 4, 4), 2, HeadConfig())
-    thawed = thaw_suffix(network, "cut", head)
+    thawed = thaw_suffix(network, "cut", "norm", head, "unit")
     before = [np.array(variable) for variable in network.get_layer("norm").weights]
     compile_network(thawed, OptimizerConfig(), 2)
     thawed.train_on_batch(np.random.default_rng(0).normal(5, 3, (8, 6, 6, 4)), np.ones((8, 1)))
@@ -233,7 +197,8 @@ KILLED_TRAINING = """
     import os, signal, sys
     sys.path.insert(0, {project!r})
     from pathlib import Path
-    from tests.test_training import Prepared, head_of, prepare, tune
+    from tests.prepared import head_of, prepare
+    from tests.test_training import tune
     from thaw import trainer
     trainer._JOURNAL_SECONDS = 0.0
     prepared = prepare(Path({dump!r}), Path({store!r}))

@@ -30,6 +30,7 @@ _OTHER_ARCHIVES = (
     (b"\xfd7zXZ", "an xz archive"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG", "a PNG image"),
+    (b"\x93NUMPY", "a single NumPy array (.npy)"),
 )
 
 
@@ -93,18 +94,30 @@ class Dump(ABC):
 
 
 def open_dump(path: Path | str) -> Dump:
-    """Open a zip archive or a folder of images.
+    """Open a zip archive or a folder of images, or a NumPy archive of images and labels.
+
+    A NumPy archive is a zip archive called `.npz`, or one that holds `.npy` files alone.
 
     Raises:
-        BadDump: there is nothing at the path, or it is no readable zip archive, or an encrypted one.
+        BadDump: there is nothing at the path, or it is no readable zip archive, or an encrypted one, or a
+            NumPy archive without the arrays that images and labels are taken from.
     """
+    from thaw.arrays import ArrayDump, holds_only_arrays  # itself built on what is here
+
     path = Path(path).expanduser()
     if path.is_dir():
         return FolderDump(path)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return ArrayDump(path)
     if path.is_file():
-        return ZipDump(path)
+        dump = ZipDump(path)
+        if not holds_only_arrays(dump.members()):
+            return dump
+        dump.close()
+        return ArrayDump(path)
     raise BadDump(
-        f"no dump at {path}: there is no such file or folder. Pass a zip archive or a folder of images."
+        f"no dump at {path}: there is no such file or folder. Pass a zip archive or a folder of images, or a "
+        "NumPy archive (.npz)."
     )
 
 
@@ -230,7 +243,10 @@ def _describe(path: Path, error: Exception) -> str:
     if start[257:262] == b"ustar":
         known = iter(["a tar archive"])
     what = next(known, "no zip archive")
-    return f"is {what}. Pass a zip archive, or a folder of images (unpack other archives first)."
+    return (
+        f"is {what}. Pass a zip archive, or a folder of images (unpack other archives first), or a NumPy archive "
+        "(.npz, as numpy.savez_compressed writes it)."
+    )
 
 
 def _readable_name(member: zipfile.ZipInfo) -> str:

@@ -15,10 +15,10 @@ def draw_view(pixels: np.ndarray, sha256: str, view: int, augmentation: Augmenta
     """View number `view` of an image, drawn from a generator seeded by the image's digest and the number.
 
     Args:
-        pixels: uint8 (size, size, 3).
+        pixels: uint8 (size, size, channels).
 
     Returns:
-        uint8 (size, size, 3); view 0 is the image itself.
+        uint8 (size, size, channels); view 0 is the image itself.
     """
     if view == 0:
         return pixels
@@ -50,11 +50,13 @@ def _sample(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     corners = matrix[:2] @ np.array([[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]])
     # Pillow fills with black, so the edge is first repeated as far as the transform reaches.
     margin = int(np.ceil(max(0, -corners.min(), corners.max() - size))) + 2
-    padded = Image.fromarray(np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    wider = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    padded = Image.fromarray(wider if pixels.shape[2] == 3 else wider[..., 0])
     # Pillow maps pixel centres, at half coordinates, where the matrix maps pixel indices.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     shift = np.array([[1, 0, margin], [0, 1, margin], [0, 0, 1]])
     coefficients = (shift @ half @ matrix @ np.linalg.inv(half))[:2].ravel()
-    return np.asarray(
-        padded.transform((size, size), Image.Transform.AFFINE, tuple(coefficients), Image.Resampling.BILINEAR)
+    view = padded.transform(
+        (size, size), Image.Transform.AFFINE, tuple(coefficients), Image.Resampling.BILINEAR
     )
+    return np.asarray(view).reshape(pixels.shape)

@@ -1,8 +1,4 @@
-"""The convolutional base: find its weights, build it, cut it in two.
-
-Source: K. Simonyan and A. Zisserman, Very Deep Convolutional Networks for Large-Scale Image
-Recognition, 2015; layer names as in keras.applications.
-"""
+"""The convolutional base: find its weights, build it, know where it can be cut."""
 
 import contextlib
 import dataclasses
@@ -10,80 +6,22 @@ import hashlib
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from thaw.config import BackboneConfig
+from thaw.architectures import ARCHITECTURES, build_architecture
+from thaw.config import NO_BACKBONE, WEIGHTS, BackboneConfig
+from thaw.cuts import Cut, find_cuts, find_stages, resolve_cut
 from thaw.device import dtype_policy, prepare_keras
-from thaw.errors import BadCut, BadWeights
-from thaw.mini import DRAWINGS_WEIGHTS, build_vgg16_mini
-from thaw.records import Backbone, Made, digest_of
+from thaw.errors import BadConfig, BadCut, BadWeights, ThawError
+from thaw.mini import DRAWINGS_WEIGHTS
+from thaw.records import PIXELS, Backbone, Made, digest_of
 from thaw.store import Store
 
-# Means of ImageNet's blue, green and red, as subtracted by Caffe's VGG models.
-CAFFE_MEANS_BGR = (103.939, 116.779, 123.68)
-# As published with keras.applications; a download that was cut off has another.
-_IMAGENET_VGG16_MD5 = "6d6bbae143d832006294945121d1f1fc"
 _DOWNLOAD_TIMEOUT_SECONDS = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """How one backbone is built, and what its published weights are called and expect."""
-
-    build: Callable[[tuple[int, int, int]], Any]
-    preprocessing: str
-    published: str
-    find_published: Callable[[], Path]
-
-
-def _build_vgg16(input_shape: tuple[int, int, int]) -> Any:
-    keras = prepare_keras()
-    return keras.applications.VGG16(weights=None, include_top=False, input_shape=input_shape)
-
-
-def _find_imagenet_vgg16() -> Path:
-    name = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
-    file = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models" / name
-    if file.is_file() and _hash_file(file, "md5") == _IMAGENET_VGG16_MD5:
-        return file
-    keras = prepare_keras()
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
-    try:
-        # Keras prints its progress to standard output, which belongs to results.
-        with contextlib.redirect_stdout(sys.stderr):
-            keras.applications.VGG16(weights="imagenet", include_top=False)
-    except Exception as error:
-        raise BadWeights(
-            f"the ImageNet weights of vgg16 could not be downloaded ({_first_line(error)}). Connect and run "
-            f"again, or copy {name} from another machine into {file.parent}, or give its path: --weights PATH."
-        ) from None
-    finally:
-        socket.setdefaulttimeout(before)
-    if not file.is_file():
-        raise BadWeights(
-            f"Keras could not keep the ImageNet weights of vgg16 in {file.parent}. Make that folder writable, "
-            "set KERAS_HOME to another one, or give the path of the weights: --weights PATH."
-        )
-    return file
-
-
-ARCHITECTURES = {
-    "vgg16": Architecture(
-        build=_build_vgg16,
-        preprocessing="caffe",
-        published="imagenet",
-        find_published=_find_imagenet_vgg16,
-    ),
-    "vgg16-mini": Architecture(
-        build=build_vgg16_mini,
-        preprocessing="unit",
-        published="drawings",
-        find_published=lambda: DRAWINGS_WEIGHTS,
-    ),
-}
+# At which the graph is looked through; where it can be cut does not depend on it.
+_USUAL_SIDE_PIXELS = 224
 
 
 def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
@@ -91,41 +29,66 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
 
     Raises:
         BadWeights: missing, corrupt, of another architecture, or not downloadable.
+        BadConfig: the images are too small for the architecture.
     """
+    if config.name == NO_BACKBONE:
+        return Made(value=_describe_nothing(config), reused=True, note="none: the head learns from pixels")
     architecture = ARCHITECTURES[config.name]
-    path = _find_weights(config, architecture)
-    sha256 = _hash_file(path) if path else "random"
-    preprocessing = architecture.preprocessing if config.preprocessing == "native" else config.preprocessing
-    address = digest_of(config.name, sha256, preprocessing)
-    source = str(path) if path else "random"
+    if config.image_size_pixels < architecture.smallest_side_pixels:
+        raise BadConfig(
+            f"setting 'backbone.image_size_pixels': {config.name} needs {architecture.smallest_side_pixels} or "
+            f"more. Received: {config.image_size_pixels}."
+        )
+    source = _find_weights(config)
+    native = architecture.preprocessing
+    preprocessing = native if config.preprocessing == "native" else config.preprocessing
+    file = _hash_file(Path(source)) if source not in WEIGHTS else source
+    address = digest_of(config.name, file, preprocessing)
     known = store.read("backbones", address, Backbone)
     if known:
         here = dataclasses.replace(known, origin=config.weights, weights=source)
-        return Made(value=here, reused=True, note=f"weights {sha256[:12]}")
+        return Made(value=here, reused=True, note=f"weights {known.weights_sha256[:12]}")
     backbone = Backbone(
         name=config.name,
         origin=config.weights,
         weights=source,
-        weights_sha256=sha256,
+        weights_sha256="",
         preprocessing=preprocessing,
         layers=(),
+        cuts=(),
+        stages=(),
     )
-    model = build_backbone(backbone, config.image_size_pixels)
-    backbone = dataclasses.replace(backbone, layers=tuple(layer.name for layer in model.layers[1:]))
+    model = build_backbone(backbone, _USUAL_SIDE_PIXELS)
+    cuts = find_cuts(model)
+    backbone = dataclasses.replace(
+        backbone,
+        weights_sha256="random" if source == "random" else _hash_weights(model),
+        layers=tuple(layer.name for layer in model.layers),
+        cuts=tuple(cut.name for cut in cuts),
+        stages=find_stages(model, cuts),
+    )
     store.publish("backbones", address, backbone)
-    return Made(value=backbone, reused=False, note=f"weights {sha256[:12]}")
+    return Made(value=backbone, reused=False, note=f"weights {backbone.weights_sha256[:12]}")
 
 
 def build_backbone(backbone: Backbone, image_size_pixels: int, precision: str = "float32") -> Any:
-    """The backbone as a Keras model from preprocessed pixels (n, size, size, 3) to its last pooling.
+    """The backbone as a Keras model from preprocessed pixels (n, size, size, 3) to its last stage's end.
+
+    None where there is no backbone.
 
     Raises:
         BadWeights: the weights' file does not fit the architecture.
+        BadConfig: the images are too small for the architecture.
     """
     keras = prepare_keras()
+    if backbone.name == NO_BACKBONE:
+        return None
     keras.utils.set_random_seed(0)
+    shape = (image_size_pixels, image_size_pixels, 3)
     with dtype_policy(precision):
-        model = ARCHITECTURES[backbone.name].build((image_size_pixels, image_size_pixels, 3))
+        if backbone.weights == "imagenet":
+            return _build_imagenet(backbone.name, shape)
+        model = build_architecture(backbone.name, shape)
     if backbone.weights != "random":
         try:
             model.load_weights(backbone.weights)
@@ -138,69 +101,93 @@ def build_backbone(backbone: Backbone, image_size_pixels: int, precision: str = 
     return model
 
 
-def preprocess(pixels: Any, kind: str) -> Any:
-    """Bring RGB pixels of 0 to 255, as a Keras tensor (n, height, width, 3), to what the backbone expects.
-
-    `unit` gives 0 to 1; `caffe` gives BGR less ImageNet's means.
-    """
-    keras = prepare_keras()
-    if kind == "unit":
-        return keras.layers.Rescaling(1 / 255, dtype="float32")(pixels)
-    flipped = keras.ops.flip(pixels, axis=-1)
-    return keras.layers.Rescaling(1.0, offset=[-mean for mean in CAFFE_MEANS_BGR], dtype="float32")(flipped)
-
-
-def check_cut(backbone: Backbone, cut: str) -> None:
-    """See that the backbone has a layer of this name.
+def find_cut(backbone: Backbone, cut: str | int) -> str:
+    """The name of a cut that was asked for by a layer's name or index.
 
     Raises:
-        BadCut: it has none; the message lists the poolings, where a cut costs least to store.
+        BadCut: there is no such layer, or the graph can't be split there; the message names those where it can.
     """
-    if cut not in backbone.layers:
-        pools = [name for name in backbone.layers if name.endswith("_pool")]
-        raise BadCut(f"{backbone.name} has no layer '{cut}' to cut at. Cut at one of {', '.join(pools)}.")
+    if cut == PIXELS:
+        return PIXELS
+    if not backbone.cuts:
+        raise BadCut(f"there is no backbone to cut at '{cut}'. Give the cut '{PIXELS}', or take a backbone.")
+    cuts = [Cut(name=name, index=backbone.layers.index(name), shape=()) for name in backbone.cuts]
+    return resolve_cut(cut, cuts, backbone.stages, backbone.name, backbone.layers)
+
+
+def order_cuts(backbone: Backbone) -> tuple[str, ...]:
+    """Every cut, from the pixels to the bottleneck."""
+    return (PIXELS, *backbone.cuts)
 
 
 def cut_points(backbone: Backbone, cut: str) -> tuple[str, ...]:
-    """The poolings up to `cut`, and `cut` itself, from shallow to deep."""
-    check_cut(backbone, cut)
-    before = backbone.layers[: backbone.layers.index(cut)]
-    return (*(name for name in before if name.endswith("_pool")), cut)
+    """The pixels, the ends of stages before `cut`, and `cut` itself, from shallow to deep."""
+    order = order_cuts(backbone)
+    before = order[: order.index(find_cut(backbone, cut))]
+    return (*(name for name in before if name == PIXELS or name in backbone.stages), cut)
 
 
-def cut_model(model: Any, start: str | None, end: str | None) -> Any:
-    """The part of a backbone after layer `start` up to and with layer `end`, sharing its weights.
-
-    None stands for the input and for the last layer.
-    """
-    keras = prepare_keras()
-    tensor = model.input if start is None else model.get_layer(start).output
-    return keras.Model(tensor, model.output if end is None else model.get_layer(end).output)
+def _describe_nothing(config: BackboneConfig) -> Backbone:
+    preprocessing = "unit" if config.preprocessing == "native" else config.preprocessing
+    none = {"origin": "none", "weights": "none", "weights_sha256": "none"}
+    nowhere = {"layers": (), "cuts": (), "stages": ()}
+    return Backbone(name=NO_BACKBONE, preprocessing=preprocessing, **none, **nowhere)
 
 
-def _find_weights(config: BackboneConfig, architecture: Architecture) -> Path | None:
-    if config.weights == "random":
-        return None
-    if config.weights == architecture.published:
-        return architecture.find_published()
-    names = {other.published for other in ARCHITECTURES.values()}
-    if config.weights in names:
+def _build_imagenet(name: str, shape: tuple[int, int, int]) -> Any:
+    """An architecture with the weights that Keras publishes, downloaded where they are not there yet."""
+    folder = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser() / "models"
+    try:
+        # Keras prints its progress to standard output, which belongs to results.
+        with _limit_waiting(), contextlib.redirect_stdout(sys.stderr):
+            return build_architecture(name, shape, weights="imagenet")
+    except ThawError:
+        raise
+    except Exception as error:
+        raise BadWeights(
+            f"the ImageNet weights of {name} could not be had ({_first_line(error)}). Connect and run again, "
+            f"or copy them from another machine's {folder}, or give the path of a file: --weights PATH."
+        ) from None
+
+
+@contextlib.contextmanager
+def _limit_waiting() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _find_weights(config: BackboneConfig) -> str:
+    """The path of the weights' file; or imagenet, or random."""
+    published = ARCHITECTURES[config.name].published
+    if config.weights in ("random", published):
+        return str(DRAWINGS_WEIGHTS) if config.weights == "drawings" else config.weights
+    if config.weights in WEIGHTS:
         raise BadWeights(
             f"there are no '{config.weights}' weights of {config.name}. "
-            f"Use '{architecture.published}', 'random', or the path of a file."
+            f"Use '{published}', 'random', or the path of a file."
         )
     path = Path(config.weights).expanduser()
     if not path.is_file():
-        raise BadWeights(
-            f"no weights at {path}. Give the path of a weights file, '{architecture.published}' or 'random'."
-        )
-    return path.absolute()
+        raise BadWeights(f"no weights at {path}. Give the path of a weights file, '{published}' or 'random'.")
+    return str(path.absolute())
 
 
-def _hash_file(path: Path, algorithm: str = "sha256") -> str:
+def _hash_weights(model: Any) -> str:
+    """SHA-256 of the values, so that the same weights have the same digest in whatever file they came."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise BadWeights(f"the weights at {path} can't be read: {error.strerror}.") from None
 

@@ -3,24 +3,25 @@
 A recipe (`recipes/*.yaml`) fills every section; what a user gives on top wins, key by key.
 """
 
-import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from thaw.architectures import ARCHITECTURES, Preprocessing
 from thaw.errors import BadConfig
-
-# How far from a bound, as pydantic names it, the nearest valid value lies.
-_BOUNDS = {"ge": "", "le": "", "gt": "just above ", "lt": "just below "}
+from thaw.faults import explain_fault
+from thaw.networks import NETWORKS
+from thaw.recipe import list_recipes, overlay, read_recipe
 
 SomeSection = TypeVar("SomeSection", bound="Section")
 WEIGHTS = ("imagenet", "drawings", "random")
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+# A backbone of no layers: nothing is frozen, and the head is the whole network.
+NO_BACKBONE = "none"
 
+BackboneName = Literal[(NO_BACKBONE, *ARCHITECTURES)]
+NetworkName = Literal[("dense", *NETWORKS)]
 Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
 _VIEWS = (
     "Augmented views of each image, cached, that epochs cycle through; 0 trains on the image itself; "
@@ -103,24 +104,31 @@ class SplitConfig(RecipeSection):
 class BackboneConfig(RecipeSection):
     """The convolutional base and how images enter it."""
 
-    name: Literal["vgg16", "vgg16-mini"] = Field(
-        "vgg16", description="vgg16-mini is a small one, pretrained on drawings, for demos and tests."
+    name: BackboneName = Field(
+        "vgg16",
+        description="Any of keras.applications; vgg16-mini, a small one pretrained on drawings, for demos and "
+        "tests; or none, so that the head is the whole network and learns from pixels.",
     )
     weights: str = Field(
         "imagenet",
         description="imagenet (downloaded once), drawings (vgg16-mini's own), random, or the path of a file.",
     )
-    image_size_pixels: int = Field(180, ge=32, le=1024, description="Images are resized to this square.")
+    image_size_pixels: int = Field(180, ge=16, le=1024, description="Images are resized to this square.")
+    resize_fit: Literal["squash", "crop"] = Field(
+        "squash", description="crop cuts the middle square out of an image before it is resized."
+    )
     resize_filter: Literal["nearest", "bilinear", "bicubic", "lanczos"] = Field(
         "bilinear", description="Pillow's filter for resizing."
     )
-    preprocessing: Literal["native", "caffe", "unit"] = Field(
+    colour: Literal["rgb", "grey"] = Field("rgb", description="grey: one channel, without a backbone only.")
+    preprocessing: Literal["native"] | Preprocessing = Field(
         "native",
-        description="unit: 1/255; caffe: BGR less ImageNet's means; native: what the backbone was trained with.",
+        description="native: what the backbone was trained with; unit: 1/255; signed: -1 to 1; caffe: BGR less "
+        "ImageNet's means; torch: ImageNet's mean and deviation; raw: 0 to 255.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Of the frozen prefix. auto takes bfloat16 where the hardware multiplies it.",
+        description="Of the frozen prefix. auto takes bfloat16 for VGG where the hardware multiplies it.",
     )
     storage: Literal["float16", "float32"] = Field("float16", description="Of cached features on disk.")
 
@@ -129,6 +137,18 @@ class BackboneConfig(RecipeSection):
     def _stand_alone(cls, weights: str) -> str:
         """A file by its whole path, as in `DumpConfig`."""
         return weights if weights in WEIGHTS else str(Path(weights).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _grey_suits_the_network(self) -> "BackboneConfig":
+        if self.colour == "grey" and self.name != NO_BACKBONE:
+            raise ValueError(
+                f"{self.name} takes three channels; colour 'grey' needs backbone.name 'none'. Received: 'grey'"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.colour == "grey" else 3
 
 
 class AugmentationConfig(RecipeSection):
@@ -143,28 +163,72 @@ class AugmentationConfig(RecipeSection):
 
 
 class OptimizerConfig(RecipeSection):
-    """How weights are moved."""
+    """How weights are moved, and how the step size changes on the way."""
 
     name: Literal["rmsprop", "sgd", "adam"] = Field("rmsprop", description="Keras optimizer.")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Step size.")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Step size at the start.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
+    schedule: Literal["constant", "exponential", "cosine", "plateau"] = Field(
+        "constant",
+        description="exponential: times decay_rate every decay_steps steps; cosine: down to nothing over the "
+        "budget; plateau: times decay_rate after plateau_epochs without a better validation.",
+    )
+    decay_rate: float = Field(0.5, gt=0, lt=1, description="Factor of the schedules exponential and plateau.")
+    decay_steps: int = Field(1000, ge=1, description="Steps of schedule exponential, taken as stairs.")
+    plateau_epochs: int = Field(5, ge=1, le=1000, description="Patience of schedule plateau.")
 
 
-class HeadConfig(RecipeSection):
-    """The dense classifier trained on bottleneck features."""
+class TrainingConfig(RecipeSection):
+    """What training a head and training what thaws behind it have in common."""
 
-    dense_units: int = Field(256, ge=1, le=8192, description="Units of the dense layer.")
-    activation: Literal["relu", "linear"] = Field("relu", description="Of the dense layer.")
-    dropout: float = Field(0.5, ge=0, lt=1, description="Share of dense units dropped while training.")
-    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on dense kernels.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
     views: Views = Field(0, description=_VIEWS)
+    patience_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Stop after so many epochs without a better validation; null never stops for that.",
+    )
+    monitor: Literal["val_loss", "val_accuracy"] = Field(
+        "val_loss", description="What makes a validation better. The best epoch's weights are kept."
+    )
+    min_improvement: float = Field(
+        0.0, ge=0, le=1, description="Of what is monitored: less than this does not reset the patience."
+    )
+    l1: float = Field(0.0, ge=0, le=1, description="Weight of the absolute penalty on kernels that train.")
+    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on kernels that train.")
+    seed: int = Field(
+        0, ge=0, description="Of the order of images, of dropout, and of a head's first weights."
+    )
+
+
+class HeadConfig(TrainingConfig):
+    """The classifier on the backbone's features; without a backbone, the whole network."""
+
+    network: NetworkName = Field(
+        "dense", description="dense, or the convolutions of a published network that learns from pixels."
+    )
+    pooling: Literal["flatten", "average"] = Field(
+        "flatten", description="How maps become one row of numbers; average takes the mean of each map."
+    )
+    dense_units: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
+        (256,), description="Units of each hidden dense layer; a single number for one, [] for none."
+    )
+    activation: Literal["relu", "linear", "tanh"] = Field("relu", description="Of the hidden dense layers.")
+    input_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share dropped of what enters the dense layers."
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Share dropped after each hidden dense layer.")
     epochs: int = Field(50, ge=1, le=10_000, description="Budget; the gate may grant more of the same size.")
     stop: Literal["when_converged", "at_budget"] = Field(
         "when_converged", description="when_converged ends training once the gate's verdict is settled."
     )
-    seed: int = Field(0, ge=0, description="Of initial weights, order of images and dropout.")
+
+    @field_validator("dense_units", mode="before")
+    @classmethod
+    def _one_layer(cls, units: Any) -> Any:
+        return (units,) if isinstance(units, int) else units
 
 
 class GateConfig(RecipeSection):
@@ -183,24 +247,25 @@ class GateConfig(RecipeSection):
     )
 
 
-class FineTuneConfig(RecipeSection):
-    """What thaws behind a converged head, and how it is trained."""
+class PhaseConfig(TrainingConfig):
+    """One phase of fine-tuning: what thaws, and how it is trained."""
 
-    cut: str = Field("block4_pool", description="Layers after this one thaw; what comes before stays frozen.")
-    epochs: int = Field(20, ge=0, le=10_000, description="Budget. 0 leaves the backbone frozen.")
-    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
-    batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
-    patience_epochs: int | None = Field(
-        3,
-        ge=1,
-        le=1000,
-        description="Stop after so many epochs without a better val loss; null never stops early.",
+    cut: str | int = Field(
+        "block4_pool",
+        description="Layers after this one thaw; what comes before stays frozen. A number is the index of the "
+        "first layer that thaws; pixels thaws everything.",
     )
-    views: Views = Field(0, description=_VIEWS)
+    epochs: int = Field(20, ge=0, le=10_000, description="Budget. 0 leaves the phase out.")
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    patience_epochs: int | None = Field(
+        3, ge=1, le=1000, description=TrainingConfig.model_fields["patience_epochs"].description
+    )
+    depth_factor: float = Field(
+        1.0, gt=0, le=1, description="Step size of each stage of the backbone, as a share of that above it."
+    )
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto", description="Of training. auto computes in bfloat16 on a GPU that multiplies it faster."
     )
-    seed: int = Field(0, ge=0, description="Of the order of images and of dropout.")
 
 
 class TrainConfig(Section):
@@ -217,7 +282,11 @@ class TrainConfig(Section):
     augmentation: AugmentationConfig = Field(None, description="What to change of the recipe's augmentation.")
     head: HeadConfig = Field(None, description="What to change of the recipe's head.")
     gate: GateConfig = Field(None, description="What to change of the recipe's gate.")
-    fine_tune: FineTuneConfig = Field(None, description="What to change of the recipe's fine-tuning.")
+    fine_tune: tuple[PhaseConfig, ...] = Field(
+        None,
+        description="What to change of the recipe's phases of fine-tuning, by their order. A later phase thaws no "
+        "less than the one before it, and begins when the gate finds that one converged.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -225,8 +294,25 @@ class TrainConfig(Section):
         if not isinstance(given, Mapping):
             return given
         name = given.get("recipe", cls.model_fields["recipe"].default)
-        blank = {section: {} for section in cls.model_fields if section not in ("dump", "recipe")}
-        return _overlay(_overlay(blank, read_recipe(name)), {**given, "recipe": name})
+        blank = {
+            section: {} for section in cls.model_fields if section not in ("dump", "recipe", "fine_tune")
+        }
+        below = overlay({**blank, "fine_tune": []}, read_recipe(name))
+        return overlay(below, {**given, "recipe": name})
+
+    @field_validator("fine_tune")
+    @classmethod
+    def _leave_out_empty_phases(cls, phases: tuple[PhaseConfig, ...]) -> tuple[PhaseConfig, ...]:
+        return tuple(phase for phase in phases if phase.epochs)
+
+    @model_validator(mode="after")
+    def _networks_learn_from_pixels(self) -> "TrainConfig":
+        if self.head.network != "dense" and self.backbone.name != NO_BACKBONE:
+            raise ValueError(
+                f"head.network '{self.head.network}' learns from pixels: set backbone.name to 'none', "
+                f"or head.network to 'dense'. Received: backbone.name '{self.backbone.name}'"
+            )
+        return self
 
 
 class PromotionConfig(Section):
@@ -248,23 +334,6 @@ class PromotionConfig(Section):
     )
 
 
-def list_recipes() -> list[str]:
-    """The names of all recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def read_recipe(name: str) -> dict[str, Any]:
-    """The settings of `recipes/<name>.yaml`, as written there.
-
-    Raises:
-        BadConfig: no such recipe; the message names the nearest one.
-    """
-    known = list_recipes()
-    if name in known:
-        return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-    raise BadConfig(f"no recipe '{name}'.{_nearest(str(name), known)} Recipes: {', '.join(known)}.")
-
-
 def build_config(settings: Mapping[str, Any]) -> TrainConfig:
     """A checked configuration from nested settings, such as `{"dump": {"path": "train.zip"}}`.
 
@@ -283,53 +352,4 @@ def build_section(section: type[SomeSection], settings: Mapping[str, Any]) -> So
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        raise BadConfig("\n".join(_explain(section, fault) for fault in error.errors())) from None
-
-
-def _overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        if isinstance(value, BaseModel):
-            value = value.model_dump(exclude_unset=True)
-        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _overlay(merged[key], value)
-        elif value is not None or key not in merged or not isinstance(merged[key], Mapping):
-            merged[key] = value
-    return merged
-
-
-def _explain(section: type[Section], fault: Mapping[str, Any]) -> str:
-    place = [str(part) for part in fault["loc"] if part not in ("int", "float")]
-    where, kind, limits = ".".join(place), fault["type"], fault.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"unknown setting '{where}'.{_nearest(place[-1], _keys_at(section, place[:-1]))}"
-    if kind == "missing":
-        return f"setting '{where}' is missing: {_field_at(section, place).description}"
-    message = f"setting '{where}': {fault['msg'].removeprefix('Value error, ')}"
-    if kind == "value_error":  # from a section's own rule, which says what it received
-        return message
-    hint = next(
-        (f" The nearest valid value is {_BOUNDS[key]}{limits[key]}." for key in _BOUNDS if key in limits), ""
-    )
-    if kind == "literal_error":
-        hint = _nearest(str(fault["input"]), re.findall(r"'([^']+)'", limits["expected"]))
-    return f"{message}. Received: {fault['input']!r}.{hint}"
-
-
-def _field_at(section: type[Section], place: list[str]) -> Any:
-    model: Any = section
-    for part in place[:-1]:
-        model = model.model_fields[part].annotation
-    return model.model_fields[place[-1]]
-
-
-def _keys_at(section: type[Section], place: list[str]) -> list[str]:
-    model: Any = section
-    for part in place:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f" Did you mean '{match[0]}'?" if match else f" Valid here: {', '.join(known)}."
+        raise BadConfig("\n".join(explain_fault(section, fault) for fault in error.errors())) from None

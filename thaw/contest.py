@@ -12,6 +12,9 @@ from thaw.registry import Registry, Version
 from thaw.store import Store
 from thaw.trainer import find_checkpoint
 
+# The settings that decide which weights a head has.
+_SHAPE = ("network", "pooling", "dense_units", "activation")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
@@ -29,8 +32,7 @@ class Contender:
         theirs, ours = self.config, config
         return (
             theirs.backbone == ours.backbone
-            and theirs.head.dense_units == ours.head.dense_units
-            and theirs.head.activation == ours.head.activation
+            and all(getattr(theirs.head, part) == getattr(ours.head, part) for part in _SHAPE)
             and self.split.classes == split.classes
         )
 

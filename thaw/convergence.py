@@ -16,12 +16,16 @@ from thaw.records import History, Verdict
 _CHANCE_DEVIATIONS = 1.96
 
 
-def judge_convergence(history: History, gate: GateConfig) -> Verdict:
+def judge_convergence(history: History, gate: GateConfig, patience_epochs: int | None = None) -> Verdict:
     """Decide whether a head has stopped learning, from its history alone.
 
     The statistic is by how much, in nats, the best validation loss of the last `gate.patience_epochs`
-    beats the best before them. The threshold is the larger of `gate.min_improvement_nats` and
-    `gate.noise_multiplier` standard deviations of those last losses about their own straight line.
+    beats the best before them, that of a start which was measured included. The threshold is the larger of
+    `gate.min_improvement_nats` and `gate.noise_multiplier` standard deviations of those last losses about
+    their own straight line.
+
+    Args:
+        patience_epochs: in place of the gate's, where what was trained has a patience of its own.
 
     Returns:
         `plateaued` when the statistic does not exceed the threshold; `improving` when it does, or
@@ -33,7 +37,9 @@ def judge_convergence(history: History, gate: GateConfig) -> Verdict:
     """
     if not history.epochs:
         raise EmptyHistory("the head was not trained for a single epoch, so there is nothing to judge.")
-    losses = np.array([epoch.val_loss for epoch in history.epochs])
+    # What a model was taken over with counts as what came before.
+    seen = (history.start, *history.epochs) if history.start else history.epochs
+    losses = np.array([epoch.val_loss for epoch in seen])
     broken = [
         number
         for number, epoch in enumerate(history.epochs, 1)
@@ -43,8 +49,8 @@ def judge_convergence(history: History, gate: GateConfig) -> Verdict:
         return _verdict(
             "diverged", None, None, broken[0], f"the loss is not finite in epoch {broken[0]}", gate
         )
-    epochs, patience = len(losses), gate.patience_epochs
-    if epochs <= patience:
+    epochs, patience = len(history.epochs), patience_epochs or gate.patience_epochs
+    if len(losses) <= patience:
         reason = f"{epochs} epochs are too few to tell: it takes more than the patience of {patience}"
         return _verdict("improving", None, None, epochs, reason, gate)
     recent = losses[-patience:]

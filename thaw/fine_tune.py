@@ -1,88 +1,115 @@
-"""Thaw the suffix of the backbone behind a converged head, and train both gently.
+"""Thaw layers of the backbone behind what has converged, and train all that is thawed gently.
 
 Source: F. Chollet, Deep Learning with Python, 2nd ed., ch. 8.3.2.
 """
 
 from typing import Any
 
-from thaw.backbone import build_backbone, cut_model
-from thaw.config import BackboneConfig, FineTuneConfig
+from thaw.architectures import preprocess
+from thaw.backbone import build_backbone
+from thaw.config import BackboneConfig, PhaseConfig
+from thaw.cuts import group_by_stage, split_model
 from thaw.device import list_layers, prepare_keras
+from thaw.head import build_penalty, go_on
 from thaw.precision import choose_precision
-from thaw.records import Backbone, Checkpoint, Features, History, Made, digest_of
-from thaw.rows import Rows, ViewSource, open_training_rows
+from thaw.records import PIXELS, Backbone, Checkpoint, Features, History, Made, digest_of
+from thaw.rows import Rows, ViewSource
 from thaw.steps import compile_network
 from thaw.store import Store
-from thaw.trainer import (
-    Schedule,
-    TrainingState,
-    find_checkpoint,
-    load_network,
-    plan_checkpoint,
-    train_network,
-)
+from thaw.trainer import Plan, TrainingState, load_network, train_network
 
 
 def fine_tune(
-    head: Checkpoint,
+    start: Checkpoint,
     features: Features,
     backbone: Backbone,
     backbone_settings: BackboneConfig,
-    settings: FineTuneConfig,
+    settings: PhaseConfig,
     store: Store,
     source: ViewSource | None = None,
+    budget: int = 1,
 ) -> Made[Checkpoint]:
-    """Train the layers after `settings.cut` and the head, from the head's best weights on.
+    """Train the layers after the features' cut, from the best weights of what was trained so far on.
 
-    The best weights by validation loss are kept; those at the start take part, so that a fine-tuned
-    network never validates worse than its head.
+    The weights that validate best are kept; those at the start take part, so that a fine-tuned
+    network never validates worse than what it started from.
 
     Args:
+        start: the head, or the phase before, whose cut is not shallower than the features'.
         source: what fresh views are drawn from, where the features ask for those.
+        budget: which one it is; after the first, training goes on from the end of the one before.
     """
     precision = choose_precision(settings.precision, store).training
-    given = settings.model_copy(update={"precision": precision})
-    address = digest_of("fine_tune", head.address, features.train, features.validation, given)
-    found = find_checkpoint(store, address)
-    if found:
-        return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
-    validation = Rows(features.validation, store)
-    counts = validation.count_labels()
-    checkpoint = plan_checkpoint(address, "fine_tuned", features, counts)
+    given = settings.model_copy(update={"precision": precision, "cut": features.cut})
+    size = backbone_settings.image_size_pixels
 
-    def begin() -> TrainingState:
+    def begin(validation: Rows, blank: History) -> TrainingState:
+        if budget > 1:
+            before = fine_tune(
+                start, features, backbone, backbone_settings, settings, store, source, budget - 1
+            )
+            return go_on(before.value, store)
         network = thaw_suffix(
-            build_backbone(backbone, backbone_settings.image_size_pixels, precision),
-            settings.cut,
-            load_network(store, head.address),
+            build_backbone(backbone, size, precision),
+            features.cut,
+            start.cut,
+            load_network(store, start.address),
+            backbone.preprocessing,
         )
-        compile_network(network, settings.optimizer, len(counts))
-        return TrainingState(network=network, history=checkpoint.history, best=network.get_weights())
+        _penalise(network, settings)
+        compile_network(network, settings.optimizer, len(validation.classes))
+        return TrainingState(network=network, history=blank, best=network.get_weights())
 
-    def has_settled(history: History) -> bool:
-        patience = settings.patience_epochs
-        return patience is not None and len(history.epochs) - history.best_epoch >= patience
-
-    schedule = Schedule(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        should_stop=has_settled,
+    plan = Plan(
+        address=digest_of(
+            *("fine_tune", start.address, features.train, features.validation, given),
+            *([budget] if budget > 1 else []),
+        ),
+        stage="fine_tuned",
+        label=f"fine-tune after {features.cut}",
+        features=features,
+        settings=settings,
+        budget=budget,
         measures_start=True,
+        depths=lambda: _list_depths(features.cut, backbone, size) if settings.depth_factor < 1 else {},
     )
-    with open_training_rows(features, source, store) as train:
-        finished = train_network(begin, train, validation, schedule, store, checkpoint, "fine-tune")
-    return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
+    return train_network(plan, begin, store, source)
 
 
-def thaw_suffix(network: Any, cut: str, head: Any) -> Any:
+def _list_depths(cut: str, backbone: Backbone, image_size_pixels: int) -> dict[str, int]:
+    network = build_backbone(backbone, image_size_pixels)
+    return group_by_stage(network, None if cut == PIXELS else cut, backbone.stages)
+
+
+def thaw_suffix(network: Any, cut: str, trained_from: str, trained: Any, preprocessing: str) -> Any:
     """The trainable network from features at `cut` to class probabilities.
 
-    BatchNorm layers stay frozen, which in Keras also keeps them in inference mode.
+    BatchNorm layers of the backbone stay frozen, which in Keras also keeps them in inference mode.
+
+    Args:
+        network: the backbone, as it was before training.
+        trained_from: the cut that `trained` starts at, not shallower than `cut`.
+        preprocessing: what is done to pixels, where `cut` is before the first layer.
     """
     keras = prepare_keras()
-    suffix = cut_model(network, cut, None)
+    if cut == trained_from:
+        return trained
+    begins = None if cut == PIXELS else cut
+    suffix = split_model(network, begins, trained_from)
     for layer in list_layers(suffix):
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
-    entry = keras.Input(network.get_layer(cut).output.shape[1:])
-    return keras.Model(entry, head(suffix(entry)), name="fine_tuned")
+    entry = keras.Input(suffix.input_shape[1:])
+    tensor = preprocess(entry, preprocessing) if cut == PIXELS else entry
+    return keras.Model(entry, trained(suffix(tensor)), name="fine_tuned")
+
+
+def _penalise(network: Any, settings: PhaseConfig) -> None:
+    """Penalise the kernels of convolutions and dense layers that train, where a phase has a penalty at all.
+
+    The head's own then gives way to it.
+    """
+    penalty = build_penalty(settings)
+    for layer in list_layers(network):
+        if penalty and layer.trainable and hasattr(layer, "kernel_regularizer") and hasattr(layer, "kernel"):
+            layer.kernel_regularizer = penalty
+            layer.kernel.regularizer = penalty

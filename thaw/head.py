@@ -1,40 +1,50 @@
-"""The dense classifier on bottleneck features: built, trained, given more epochs where it still learns."""
+"""The classifier on bottleneck features: built, trained, given more epochs where it still learns."""
 
 from typing import Any
 
+from thaw.architectures import preprocess
 from thaw.config import GateConfig, HeadConfig
 from thaw.convergence import judge_convergence
 from thaw.device import prepare_keras
-from thaw.records import Checkpoint, Features, History, Made, digest_of
-from thaw.rows import Rows, ViewSource, open_training_rows
+from thaw.networks import add_convolutions
+from thaw.records import PIXELS, Checkpoint, Features, FeatureSpace, History, Made, digest_of
+from thaw.rows import Rows, ViewSource
 from thaw.steps import compile_network
 from thaw.store import Store
-from thaw.trainer import (
-    Schedule,
-    TrainingState,
-    find_checkpoint,
-    load_network,
-    plan_checkpoint,
-    train_network,
-)
+from thaw.trainer import Plan, TrainingState, load_network, train_network
 
 
-def build_head(shape: tuple[int, ...], classes: int, settings: HeadConfig) -> Any:
-    """A network from features (n, *shape) to probabilities: (n, 1) for two classes, else (n, classes)."""
+def build_head(
+    shape: tuple[int, ...], classes: int, settings: HeadConfig, preprocessing: str | None = None
+) -> Any:
+    """A network from features (n, *shape) to probabilities: (n, 1) for two classes, else (n, classes).
+
+    Args:
+        preprocessing: what is done first, where the features are pixels of 0 to 255.
+    """
     keras = prepare_keras()
     keras.utils.set_random_seed(settings.seed)
-    penalty = keras.regularizers.L2(settings.l2) if settings.l2 else None
+    penalty = build_penalty(settings)
+    entry = keras.Input(shape)
+    tensor = preprocess(entry, preprocessing) if preprocessing else entry
+    if settings.network != "dense":
+        tensor = add_convolutions(settings.network, tensor, penalty)
+    pool = keras.layers.Flatten if settings.pooling == "flatten" else keras.layers.GlobalAveragePooling2D
+    tensor = pool()(tensor)
+    if settings.input_dropout:
+        tensor = keras.layers.Dropout(settings.input_dropout)(tensor)
+    for units in settings.dense_units:
+        tensor = keras.layers.Dense(units, settings.activation, kernel_regularizer=penalty)(tensor)
+        if settings.dropout:
+            tensor = keras.layers.Dropout(settings.dropout)(tensor)
     last = keras.layers.Dense(1, "sigmoid") if classes == 2 else keras.layers.Dense(classes, "softmax")
-    return keras.Sequential(
-        [
-            keras.Input(shape),
-            keras.layers.Flatten(),
-            keras.layers.Dense(settings.dense_units, settings.activation, kernel_regularizer=penalty),
-            keras.layers.Dropout(settings.dropout),
-            last,
-        ],
-        name="head",
-    )
+    return keras.Model(entry, last(tensor), name="head")
+
+
+def build_penalty(settings: HeadConfig) -> Any:
+    """The regularizer of kernels that train, or None where nothing is penalised."""
+    keras = prepare_keras()
+    return keras.regularizers.L1L2(settings.l1, settings.l2) if settings.l1 or settings.l2 else None
 
 
 def train_head(
@@ -54,39 +64,43 @@ def train_head(
         start: a head of the same shape to go on from, which takes part in the choice of the best weights;
             without one the first weights are drawn.
     """
-    address = _address(features, settings, gate, budget, start)
-    found = find_checkpoint(store, address)
-    if found:
-        return Made(value=found, reused=True, note=f"{len(found.history.epochs)} epochs")
-    validation = Rows(features.validation, store)
-    counts = validation.count_labels()
-    checkpoint = plan_checkpoint(address, "head", features, counts)
 
-    def begin() -> TrainingState:
+    def begin(validation: Rows, blank: History) -> TrainingState:
         if budget > 1:
-            before = train_head(features, settings, gate, store, budget - 1, source, start).value
-            best = load_network(store, before.address).get_weights()
-            network = load_network(store, before.address, "last")
-            return TrainingState(network=network, history=before.history, best=best)
-        network = build_head(validation.shape, len(counts), settings)
+            return go_on(train_head(features, settings, gate, store, budget - 1, source, start).value, store)
+        classes = len(validation.classes)
+        network = build_head(validation.shape, classes, settings, _preprocessing_of(validation.space))
         if start:
             network.set_weights(load_network(store, start.address).get_weights())
-        compile_network(network, settings.optimizer, len(counts))
-        return TrainingState(network=network, history=checkpoint.history, best=network.get_weights())
+        compile_network(network, settings.optimizer, classes)
+        return TrainingState(network=network, history=blank, best=network.get_weights())
 
-    def settled(history: History) -> bool:
+    def has_settled(history: History) -> bool:
         return settings.stop == "when_converged" and judge_convergence(history, gate).state != "improving"
 
-    schedule = Schedule(
-        epochs=settings.epochs * budget,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        should_stop=settled,
+    plan = Plan(
+        address=_address(features, settings, gate, budget, start),
+        stage="head" if settings.network == "dense" else "network",
+        label="head",
+        features=features,
+        settings=settings,
+        budget=budget,
+        has_settled=has_settled,
         measures_start=start is not None,
     )
-    with open_training_rows(features, source, store) as train:
-        finished = train_network(begin, train, validation, schedule, store, checkpoint, "head")
-    return Made(value=finished, reused=False, note=f"{len(finished.history.epochs)} epochs")
+    return train_network(plan, begin, store, source)
+
+
+def go_on(before: Checkpoint, store: Store) -> TrainingState:
+    """The state at the end of a budget, to begin a further one with."""
+    best = load_network(store, before.address).get_weights()
+    return TrainingState(
+        network=load_network(store, before.address, "last"), history=before.history, best=best
+    )
+
+
+def _preprocessing_of(space: FeatureSpace) -> str | None:
+    return space.preprocessing if space.cut == PIXELS else None
 
 
 def _address(

@@ -43,19 +43,36 @@ _OTHER_FILES = (
 )
 
 
-def read_image(data: bytes, size_pixels: int, resize_filter: str) -> np.ndarray:
-    """Decode an image file in memory and squash it to a square: uint8 (size_pixels, size_pixels, 3).
+def read_image(
+    data: bytes, size_pixels: int, resize_filter: str, fit: str = "squash", colour: str = "rgb"
+) -> np.ndarray:
+    """Decode an image file in memory and bring it to a square: uint8 (size_pixels, size_pixels, channels).
 
     A JPEG of more than twice that size is decoded smaller where the filter averages over what it shrinks:
     the decoder's own averaging then differs from the filter's by less than one filter from another.
+
+    Args:
+        fit: `squash` takes the whole image, `crop` the middle square of it.
+        colour: `rgb` gives three channels, `grey` one.
 
     Raises:
         BadImage: as `decode_image`.
     """
     smallest = None if resize_filter == "nearest" else _REDUCED_FACTOR * size_pixels
     image, orientation, extent = _decode(data, smallest)
-    square = resize_image(image, size_pixels, resize_filter, extent)
-    return np.array(_turn_upright(Image.fromarray(square), orientation))
+    if fit == "crop":
+        extent = _find_middle(extent or (0, 0, *image.size))
+    square = Image.fromarray(resize_image(image, size_pixels, resize_filter, extent))
+    upright = _turn_upright(square, orientation)
+    return np.array(upright) if colour == "rgb" else np.array(upright.convert("L"))[..., None]
+
+
+def _find_middle(box: tuple[float, ...]) -> tuple[float, ...]:
+    """The largest square in the middle of a box, as (left, upper, right, lower)."""
+    left, upper, right, lower = box
+    side = min(right - left, lower - upper)
+    left, upper = (left + right - side) / 2, (upper + lower - side) / 2
+    return left, upper, left + side, upper + side
 
 
 def decode_image(data: bytes, smallest_pixels: int | None = None) -> Image.Image:

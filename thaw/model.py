@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from thaw.backbone import build_backbone, cut_model, preprocess
+from thaw.architectures import preprocess
+from thaw.backbone import build_backbone
 from thaw.config import BackboneConfig
+from thaw.cuts import split_model
 from thaw.device import prepare_keras
 from thaw.errors import BadModel
-from thaw.records import Backbone, Checkpoint, Record
+from thaw.records import PIXELS, Backbone, Checkpoint, Record
 from thaw.store import Store
 from thaw.trainer import load_network, spread_classes
 
@@ -23,7 +25,7 @@ _FACTS_MEMBER = "thaw.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(Record):
-    """What a saved model takes and gives: RGB images of a square size, and one probability per class."""
+    """What a saved model takes and gives: images of a square size, and one probability per class."""
 
     classes: tuple[str, ...]
     image_size_pixels: int
@@ -33,19 +35,28 @@ class ModelFacts(Record):
     checkpoint: str
     split: str
     gate_overridden: bool
+    resize_fit: str = "squash"
+    colour: str = "rgb"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image's pixels: (size, size, channels)."""
+        return (self.image_size_pixels, self.image_size_pixels, 1 if self.colour == "grey" else 3)
 
 
 def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: BackboneConfig, store: Store) -> Any:
     """Preprocessing, frozen prefix and trained network as one float32 model.
 
-    It takes RGB pixels, float32 or uint8 of 0 to 255, (n, size, size, 3), and gives (n, 1), the
+    It takes pixels, float32 or uint8 of 0 to 255, (n, size, size, channels), and gives (n, 1), the
     probability of the second class, or (n, classes).
     """
     keras = prepare_keras()
     size = settings.image_size_pixels
-    prefix = cut_model(build_backbone(backbone, size), None, checkpoint.cut)
-    pixels = keras.Input((size, size, 3), name="pixels")
-    features = prefix(preprocess(pixels, backbone.preprocessing))
+    pixels = keras.Input((size, size, settings.channels), name="pixels")
+    features = pixels
+    if checkpoint.cut != PIXELS:
+        prefix = split_model(build_backbone(backbone, size), None, checkpoint.cut)
+        features = prefix(preprocess(pixels, backbone.preprocessing))
     model = keras.Model(pixels, load_network(store, checkpoint.address)(features), name="thaw")
     model.trainable = False
     return model
@@ -77,5 +88,5 @@ def load_model(path: Path) -> tuple[Any, ModelFacts]:
 
 
 def predict_pixels(model: Any, pixels: np.ndarray) -> np.ndarray:
-    """Class probabilities, float64 (n, classes), of uint8 images (n, size, size, 3)."""
+    """Class probabilities, float64 (n, classes), of uint8 images (n, size, size, channels)."""
     return spread_classes(np.asarray(model.predict_on_batch(pixels.astype(np.float32))))

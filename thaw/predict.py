@@ -109,7 +109,7 @@ def predict_images(model: Any, facts: ModelFacts, sources: Sequence[Path]) -> It
     """
     with ExitStack() as opened, ThreadPoolExecutor() as pool:
         images = list(_list_images(sources, opened))
-        read = partial(_read_image, size_pixels=facts.image_size_pixels, resize_filter=facts.resize_filter)
+        read = partial(_read_image, facts=facts)
         with track("predict", len(images), "images") as advance:
             for start in range(0, len(images), _BATCH_IMAGES):
                 batch = images[start : start + _BATCH_IMAGES]
@@ -148,12 +148,12 @@ def _read_file(path: Path) -> bytes:
         raise BadImage(error.strerror or str(error)) from error
 
 
-def _read_image(
-    image: tuple[str, Callable[[], bytes]], size_pixels: int, resize_filter: str
-) -> np.ndarray | str:
+def _read_image(image: tuple[str, Callable[[], bytes]], facts: ModelFacts) -> np.ndarray | str:
     """The pixels, or the reason why there are none."""
     try:
-        return read_image(image[1](), size_pixels, resize_filter)
+        return read_image(
+            image[1](), facts.image_size_pixels, facts.resize_filter, facts.resize_fit, facts.colour
+        )
     except BadImage as error:
         return str(error)
 
@@ -161,7 +161,7 @@ def _read_image(
 def _label_batch(
     model: Any, facts: ModelFacts, paths: Sequence[str], images: Sequence[np.ndarray | str]
 ) -> Iterator[LabelledImage]:
-    blank = np.zeros((facts.image_size_pixels, facts.image_size_pixels, 3), dtype=np.uint8)
+    blank = np.zeros(facts.shape, dtype=np.uint8)
     pixels = [blank if isinstance(image, str) else image for image in images]
     # One batch shape means that Keras compiles the model once.
     pixels += [blank] * (_BATCH_IMAGES - len(pixels))

@@ -4,14 +4,16 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import TypeAdapter
 
 Value = TypeVar("Value")
 # Part of every digest: raise it when the method changes what the same inputs give.
-_METHOD = 2
+_METHOD = 3
+# The cut before the first layer: what passes it are the pixels themselves.
+PIXELS = "pixels"
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
@@ -130,9 +132,12 @@ class Split(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone(Record):
-    """A backbone that was built and loaded once: its weights, and the layers it can be cut at.
+    """A backbone that was built and loaded once: its weights, and where it can be cut.
 
     `origin` is what the weights were asked for by, `weights` the file they are read from, or `random`.
+    `layers` are all of its layers, as Keras counts them; `cuts` those after which it can be split, and
+    `stages` the cuts that end a stage: there features cost least to keep. A backbone of no layers has the
+    one cut `pixels`.
     """
 
     name: str
@@ -141,11 +146,13 @@ class Backbone(Record):
     weights_sha256: str
     preprocessing: str
     layers: tuple[str, ...]
+    cuts: tuple[str, ...]
+    stages: tuple[str, ...]
 
     @property
     def end(self) -> str:
-        """The last layer, whose output is the bottleneck."""
-        return self.layers[-1]
+        """The last cut, whose output is the bottleneck."""
+        return self.stages[-1] if self.stages else PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +166,19 @@ class FeatureSpace(Record):
     weights_sha256: str
     cut: str
     image_size_pixels: int
+    resize_fit: str
     resize_filter: str
+    colour: str
     preprocessing: str
     precision: str
     storage: str
     augmentation: Mapping[str, Any] | None
+
+    def at(self, cut: str) -> "FeatureSpace":
+        """The space at another cut. Pixels are kept as they are, whatever the backbone and its precision."""
+        if cut != PIXELS:
+            return replace(self, cut=cut)
+        return replace(self, cut=cut, backbone="", weights_sha256="", precision="exact", storage="uint8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,22 +221,36 @@ class History(Record):
     """What training saw, epoch by epoch.
 
     `validation_counts` are the validation images of each class. `start` holds the validation figures
-    before the first epoch, where a model was taken over: a fine-tune starts from its head.
+    before the first epoch, where a model was taken over: a fine-tune starts from its head. `monitor` says
+    what makes one epoch better than another: a lower loss, or a higher accuracy.
     """
 
     validation_counts: tuple[int, ...]
     epochs: tuple[Epoch, ...] = ()
     start: Epoch | None = None
+    monitor: Literal["val_loss", "val_accuracy"] = "val_loss"
+
+    def rank_of(self, epoch: Epoch) -> float:
+        """What is monitored of an epoch, so that less is better; infinite where it is not finite."""
+        figure = epoch.val_loss if self.monitor == "val_loss" else -epoch.val_accuracy
+        return figure if math.isfinite(epoch.val_loss) and math.isfinite(figure) else math.inf
 
     @property
     def best_epoch(self) -> int:
-        """The 1-based epoch of the lowest finite validation loss; 0 is the start."""
-        losses = {0: self.start.val_loss} if self.start else {}
-        losses |= {number: epoch.val_loss for number, epoch in enumerate(self.epochs, 1)}
-        finite = {
-            number: loss for number, loss in losses.items() if loss == loss and abs(loss) != float("inf")
-        }
+        """The 1-based epoch that validated best, the first of equals; 0 is the start."""
+        ranks = {0: self.rank_of(self.start)} if self.start else {}
+        ranks |= {number: self.rank_of(epoch) for number, epoch in enumerate(self.epochs, 1)}
+        finite = {number: rank for number, rank in ranks.items() if rank < math.inf}
         return min(finite, key=finite.get, default=0)
+
+    def count_idle_epochs(self, min_improvement: float = 0.0) -> int:
+        """Epochs since one was last better than all before it, by more than `min_improvement`."""
+        best, idle = self.rank_of(self.start) if self.start else math.inf, 0
+        for epoch in self.epochs:
+            rank = self.rank_of(epoch)
+            idle = 0 if rank < best - min_improvement else idle + 1
+            best = rank if idle == 0 else best
+        return idle
 
     @property
     def best(self) -> Epoch | None:
@@ -230,7 +259,7 @@ class History(Record):
 
     @property
     def best_loss(self) -> float:
-        """The lowest validation loss; infinite where none was finite."""
+        """The validation loss of the best epoch; infinite where none was finite."""
         return self.best.val_loss if self.best else math.inf
 
 
@@ -257,10 +286,13 @@ class Verdict(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Record):
-    """A trained network, from its cut to class probabilities, saved in `checkpoints/<digest>/`."""
+    """A trained network, from its cut to class probabilities, saved in `checkpoints/<address>/`.
+
+    Its stage is `network` where it was trained from scratch, on pixels.
+    """
 
     address: str
-    stage: Literal["head", "fine_tuned"]
+    stage: Literal["head", "network", "fine_tuned"]
     cut: str
     split: str
     space: str

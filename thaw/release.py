@@ -32,7 +32,8 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     """
     checkpoint = run.fine_tuned or run.head
     settings = run.config.model_dump(mode="json", exclude={"dump"})
-    given = (run.manifest.digest, checkpoint.address, run.verdict, run.precision, run.tested is None)
+    verdicts = (run.verdict, *run.phase_verdicts)
+    given = (run.manifest.digest, checkpoint.address, verdicts, run.precision, run.tested is None)
     address = digest_of("run", settings, *given)
     files = ("report.html", "report.md", *(("model.keras",) if run.tested else ()))
     found = store.read_folder("runs", address, "outcome.json", Outcome, files)
@@ -88,6 +89,8 @@ def _release_model(run: RunSummary, path: Path, store: Store) -> float:
         classes=run.split.classes,
         image_size_pixels=run.config.backbone.image_size_pixels,
         resize_filter=run.config.backbone.resize_filter,
+        resize_fit=run.config.backbone.resize_fit,
+        colour=run.config.backbone.colour,
         backbone=run.backbone.name,
         stage=checkpoint.stage,
         checkpoint=checkpoint.address,

@@ -11,6 +11,7 @@ import numpy as np
 
 from thaw.config import OptimizerConfig
 from thaw.device import compile_function, differentiate, list_layers, prepare_keras
+from thaw.optimizer import build_optimizer
 from thaw.winograd import speed_up_convolutions
 
 # Below so many weights XLA takes longer to compile than it saves.
@@ -20,12 +21,6 @@ _JOINED_WEIGHTS = 500_000
 def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> None:
     """Attach optimizer, cross-entropy and accuracy: binary for two classes, sparse for more."""
     keras = prepare_keras()
-    rate = optimizer.learning_rate
-    made = {
-        "rmsprop": lambda: keras.optimizers.RMSprop(rate, momentum=optimizer.momentum),
-        "sgd": lambda: keras.optimizers.SGD(rate, momentum=optimizer.momentum),
-        "adam": lambda: keras.optimizers.Adam(rate),
-    }[optimizer.name]()
     if classes == 2:
         loss, metrics = (
             keras.losses.BinaryCrossentropy(),
@@ -36,7 +31,7 @@ def compile_network(network: Any, optimizer: OptimizerConfig, classes: int) -> N
         metrics = (keras.metrics.SparseCategoricalCrossentropy, keras.metrics.SparseCategoricalAccuracy)
     # The loss contains weight penalties; histories compare cross-entropies, so that is a metric of its own.
     named = [metric(name=name) for metric, name in zip(metrics, ("cross_entropy", "accuracy"), strict=True)]
-    network.compile(optimizer=made, loss=loss, metrics=named)
+    network.compile(optimizer=build_optimizer(optimizer), loss=loss, metrics=named)
 
 
 class KerasSteps:

@@ -11,18 +11,20 @@ import math
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from thaw.claims import claim
+from thaw.config import HeadConfig, PhaseConfig
 from thaw.device import list_layers, prepare_keras
 from thaw.extract import map_ahead
+from thaw.optimizer import set_rate, slow_down_by_depth
 from thaw.progress import track
-from thaw.records import Checkpoint, Epoch, Features, History
-from thaw.rows import FreshRows, Rows
+from thaw.records import Checkpoint, Epoch, Features, History, Made
+from thaw.rows import FreshRows, Rows, ViewSource, open_training_rows
 from thaw.steps import KerasSteps, compile_steps
 from thaw.store import Store
 
@@ -34,14 +36,45 @@ _VALIDATED_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long to train, on what batches, when to stop early, and whether the weights at the start compete."""
+class Plan:
+    """What is to be trained, and when it is over.
 
-    epochs: int
-    batch_size: int
-    seed: int
-    should_stop: Callable[[History], bool]
+    Attributes:
+        address: of the checkpoint that it becomes.
+        budget: how many times the settings' epochs may be spent.
+        has_settled: ends training before that; beside it the settings' own patience does.
+        measures_start: whether the weights at the start compete for the best.
+        depths: how many stages below the top each layer lies that trains more slowly for it.
+    """
+
+    address: str
+    stage: Literal["head", "network", "fine_tuned"]
+    label: str
+    features: Features
+    settings: HeadConfig | PhaseConfig
+    budget: int = 1
+    has_settled: Callable[[History], bool] = lambda history: False
     measures_start: bool = False
+    depths: Callable[[], Mapping[str, int]] = dict
+
+    @property
+    def epochs(self) -> int:
+        return self.settings.epochs * self.budget
+
+    def is_over(self, history: History) -> bool:
+        settings, done = self.settings, len(history.epochs)
+        if not done:
+            return False
+        out_of_patience = (
+            settings.patience_epochs is not None
+            and history.count_idle_epochs(settings.min_improvement) >= settings.patience_epochs
+        )
+        return (
+            done >= self.epochs
+            or not math.isfinite(history.epochs[-1].loss)
+            or out_of_patience
+            or self.has_settled(history)
+        )
 
 
 @dataclass(kw_only=True)
@@ -54,48 +87,46 @@ class TrainingState:
 
 
 def train_network(
-    begin: Callable[[], TrainingState],
-    train: Rows | FreshRows,
-    validation: Rows,
-    schedule: Schedule,
+    plan: Plan,
+    begin: Callable[[Rows, History], TrainingState],
     store: Store,
-    checkpoint: Checkpoint,
-    label: str,
-) -> Checkpoint:
-    """Train a compiled network and publish it as `checkpoints/<address>/`, unless another run does.
+    source: ViewSource | None = None,
+) -> Made[Checkpoint]:
+    """Train a compiled network and publish it as `checkpoints/<address>/`, unless that was done before.
 
-    `model.keras` there has the weights of the lowest validation loss, those at the start included
-    where the history has figures for them; `last.keras` has the last ones and the optimizer.
+    `model.keras` there has the weights that validated best, those at the start included where the plan
+    measures them; `last.keras` has the last ones and the optimizer.
 
     Args:
-        begin: builds the state to start from; not called where a journal tells how to go on.
-        checkpoint: what the result is to be; its history is left to fill in.
+        begin: builds the state to start from, of the validation rows and a history without epochs; not called
+            where a journal tells how to go on.
+        source: what fresh views are drawn from, where the features ask for those.
+
+    Raises:
+        NotPublished: it was not trained yet, in a store that is only looked at.
     """
-    with claim(store, "checkpoints", checkpoint.address):
-        found = find_checkpoint(store, checkpoint.address)
+    found = find_checkpoint(store, plan.address)
+    if found:
+        return _hand_back(found, reused=True)
+    validation = Rows(plan.features.validation, store)
+    blank = History(validation_counts=validation.count_labels(), monitor=plan.settings.monitor)
+    with (
+        open_training_rows(plan.features, source, store) as train,
+        claim(store, "checkpoints", plan.address),
+    ):
+        found = find_checkpoint(store, plan.address)
         if found:
-            return found
-        journal = _Journal(store, checkpoint.address)
-        state = journal.read() or begin()
-        _train(state, train, validation, schedule, journal, label)
-        finished = dataclasses.replace(checkpoint, history=state.history)
-        _publish(state, finished, store)
+            return _hand_back(found, reused=True)
+        journal = _Journal(store, plan.address)
+        state = journal.read() or begin(validation, blank)
+        _train(state, train, validation, plan, journal)
+        finished = _publish(state, plan, store)
         journal.clear()
-    return finished
+    return _hand_back(finished, reused=False)
 
 
-def plan_checkpoint(
-    address: str, stage: Literal["head", "fine_tuned"], features: Features, validation_counts: tuple[int, ...]
-) -> Checkpoint:
-    """The checkpoint that training on these features is to become, its history still empty."""
-    return Checkpoint(
-        address=address,
-        stage=stage,
-        cut=features.cut,
-        split=features.train.split,
-        space=features.train.space,
-        history=History(validation_counts=validation_counts),
-    )
+def _hand_back(checkpoint: Checkpoint, reused: bool) -> Made[Checkpoint]:
+    return Made(value=checkpoint, reused=reused, note=f"{len(checkpoint.history.epochs)} epochs")
 
 
 def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
@@ -137,20 +168,17 @@ def spread_classes(outputs: np.ndarray) -> np.ndarray:
 
 
 def _train(
-    state: TrainingState,
-    train: Rows | FreshRows,
-    validation: Rows,
-    schedule: Schedule,
-    journal: "_Journal",
-    label: str,
+    state: TrainingState, train: Rows | FreshRows, validation: Rows, plan: Plan, journal: "_Journal"
 ) -> None:
+    slow_down_by_depth(state.network.optimizer, plan.depths(), plan.settings)
     steps = compile_steps(state.network)
-    if schedule.measures_start and not state.history.start:
+    if plan.measures_start and not state.history.start:
         state.history = dataclasses.replace(state.history, start=_measure_start(steps, validation))
     done = len(state.history.epochs)
-    with track(label, schedule.epochs * len(train), "images", done=done * len(train)) as advance:
-        while done < schedule.epochs and not (done and _is_over(state.history, schedule)):
-            epoch = _run_epoch(steps, state.network, train, validation, schedule, done, advance)
+    with track(plan.label, plan.epochs * len(train), "images", done=done * len(train)) as advance:
+        while not plan.is_over(state.history):
+            set_rate(state.network.optimizer, plan.settings.optimizer, state.history, plan.epochs)
+            epoch = _run_epoch(steps, state.network, train, validation, plan.settings, done, advance)
             state.history = dataclasses.replace(state.history, epochs=(*state.history.epochs, epoch))
             done += 1
             if state.history.best_epoch == done:
@@ -158,12 +186,20 @@ def _train(
             journal.keep(state)
             logger.info(
                 "%s, epoch %d of %d: loss %.4f, accuracy %.4f, val loss %.4f, val accuracy %.4f",
-                *(label, done, schedule.epochs),
+                *(plan.label, done, plan.epochs),
                 *(epoch.loss, epoch.accuracy, epoch.val_loss, epoch.val_accuracy),
             )
 
 
-def _publish(state: TrainingState, checkpoint: Checkpoint, store: Store) -> None:
+def _publish(state: TrainingState, plan: Plan, store: Store) -> Checkpoint:
+    checkpoint = Checkpoint(
+        address=plan.address,
+        stage=plan.stage,
+        cut=plan.features.cut,
+        split=plan.features.train.split,
+        space=plan.features.train.space,
+        history=state.history,
+    )
     with store.publish_folder("checkpoints", checkpoint.address) as partial:
         state.network.save(partial / "last.keras")
         best = prepare_keras().models.load_model(partial / "last.keras", compile=False)
@@ -173,10 +209,7 @@ def _publish(state: TrainingState, checkpoint: Checkpoint, store: Store) -> None
             layer.dtype_policy = "float32"
         best.save(partial / "model.keras")
         (partial / "checkpoint.json").write_text(checkpoint.to_json(), encoding="utf-8")
-
-
-def _is_over(history: History, schedule: Schedule) -> bool:
-    return not math.isfinite(history.epochs[-1].loss) or schedule.should_stop(history)
+    return checkpoint
 
 
 def _run_epoch(
@@ -184,13 +217,13 @@ def _run_epoch(
     network: Any,
     train: Rows | FreshRows,
     validation: Rows,
-    schedule: Schedule,
+    settings: HeadConfig | PhaseConfig,
     number: int,
     advance: Callable[..., None],
 ) -> Epoch:
-    _seed_dropout(network, [schedule.seed, number])
-    order = np.random.default_rng([schedule.seed, number]).permutation(len(train))
-    groups = list(_group(order, schedule.batch_size, steps.batches))
+    _seed_dropout(network, [settings.seed, number])
+    order = np.random.default_rng([settings.seed, number]).permutation(len(train))
+    groups = list(_group(order, settings.batch_size, steps.batches))
 
     def read(group: np.ndarray) -> np.ndarray:
         return train.read(group.ravel(), epoch=number).reshape(*group.shape, *train.shape)

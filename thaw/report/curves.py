@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -18,17 +19,16 @@ if TYPE_CHECKING:
 
 def plot_curves(
     head: History,
-    fine_tune: History | None,
+    phases: Sequence[tuple[str, History]],
     verdict: Verdict,
-    cut: str | None = None,
     patience_epochs: int | None = None,
 ) -> bytes:
-    """Accuracy and loss of the head and of the fine-tune behind it, each epoch and smoothed.
+    """Accuracy and loss of the head and of the phases of fine-tuning behind it, each epoch and smoothed.
 
-    `cut` names the layer behind which the backbone thaws; `patience_epochs` shades the window that the
-    verdict was reached on.
+    `phases` are histories with the layers behind which the backbone thaws; `patience_epochs` shades the
+    window that the verdict on the head was reached on.
     """
-    return encode_png(draw_curves(head, fine_tune, verdict, cut, patience_epochs))
+    return encode_png(draw_curves(head, phases, verdict, patience_epochs))
 
 
 def smooth(values: Iterable[float], factor: float = 0.8) -> list[float]:
@@ -53,9 +53,8 @@ def smooth(values: Iterable[float], factor: float = 0.8) -> list[float]:
 
 def draw_curves(
     head: History,
-    fine_tune: History | None,
+    phases: Sequence[tuple[str, History]],
     verdict: Verdict,
-    cut: str | None = None,
     patience_epochs: int | None = None,
 ) -> Figure:
     """The figure behind `plot_curves`."""
@@ -65,24 +64,27 @@ def draw_curves(
 
     figure = start_figure(5.4, 7.2)
     panels = figure.subplots(2, 1, sharex=True)
-    phases = [(head, 0)] + ([(fine_tune, len(head.epochs))] if fine_tune else [])
-    last = max(sum(len(history.epochs) for history, _ in phases), 1)
+    histories = [head, *(history for _, history in phases)]
+    ends = list(itertools.accumulate(len(history.epochs) for history in histories))
+    parts = list(zip(histories, [0, *ends], strict=False))
+    thaws = [end + 0.5 for end in ends[:-1]]
+    last = max(ends[-1], 1)
     window = min(patience_epochs or 0, verdict.epoch)
     for axes, name in zip(panels, ("accuracy", "loss"), strict=True):
         style_axes(axes)
         axes.set_xlim(0.4, last + 0.6)
-        for history, offset in phases:
+        for history, offset in parts:
             _draw_phase(axes, history, offset, name)
         if window:
             axes.axvspan(verdict.epoch - window + 0.5, verdict.epoch + 0.5, color=GATE, alpha=0.14, lw=0)
-        if fine_tune:
-            axes.axvline(len(head.epochs) + 0.5, color=INK, lw=1.2, ls=(0, (4, 3)), label="thaw")
-    if fine_tune:
-        _caption_thaw(panels[0], len(head.epochs) + 0.5, cut)
+        for thaw in thaws:
+            axes.axvline(thaw, color=INK, lw=1.2, ls=(0, (4, 3)), label="thaw")
+    for row, ((cut, _), thaw) in enumerate(zip(phases, thaws, strict=True)):
+        _caption_thaw(panels[0], thaw, cut, row)
     title = {"loc": "left", "fontsize": 13, "fontweight": "bold", "color": INK}
     panels[0].set_title("Accuracy", **title)
     panels[0].yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
-    panels[1].set_title("Loss, in nats" + _fit_loss_scale(panels[1], phases), **title)
+    panels[1].set_title("Loss, in nats" + _fit_loss_scale(panels[1], parts), **title)
     panels[1].set_xlabel("Epoch")
     panels[1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     legend = {
@@ -115,12 +117,12 @@ def _draw_phase(axes: Axes, history: History, offset: int, name: str) -> None:
         axes.plot([at], [best], **_BEST, zorder=5, clip_on=False, label="best epoch")
 
 
-def _caption_thaw(axes: Axes, thaw: float, cut: str | None) -> None:
+def _caption_thaw(axes: Axes, thaw: float, cut: str, row: int) -> None:
     room_right = thaw < sum(axes.get_xlim()) / 2
     caption = axes.annotate(
-        f"thaws after {cut}" if cut else "backbone thaws",
+        f"thaws after {cut}",
         (thaw, 0),
-        (6 if room_right else -6, 7),
+        (6 if room_right else -6, 7 + 16 * row),
         xycoords=axes.get_xaxis_transform(),
         textcoords="offset points",
         ha="left" if room_right else "right",
@@ -134,9 +136,9 @@ def _caption_thaw(axes: Axes, thaw: float, cut: str | None) -> None:
     caption.set_in_layout(False)
 
 
-def _fit_loss_scale(axes: Axes, phases: Sequence[tuple[History, int]]) -> str:
+def _fit_loss_scale(axes: Axes, parts: Sequence[tuple[History, int]]) -> str:
     """Draw losses on a log scale where a few large ones would flatten the rest; say so."""
-    epochs = [epoch for history, _ in phases for epoch in history.epochs]
+    epochs = [epoch for history, _ in parts for epoch in history.epochs]
     losses = [loss for epoch in epochs for loss in (epoch.loss, epoch.val_loss) if 0 < loss < math.inf]
     if not losses or max(losses) < 20 * float(np.median(losses)):
         return ""

@@ -27,7 +27,7 @@ def plot_views(views: np.ndarray) -> bytes:
     """An image beside augmented views of it.
 
     Args:
-        views: uint8 (n, size, size, 3), the image itself first. The first 12 are drawn.
+        views: uint8 (n, size, size, channels), the image itself first. The first 12 are drawn.
     """
     return encode_png(draw_views(views))
 
@@ -36,7 +36,7 @@ def plot_mistakes(mistakes: Sequence[WrongCall], images: np.ndarray) -> bytes:
     """Images that were called wrong, each with what it is, what it was called and how surely.
 
     Args:
-        images: uint8 (n, size, size, 3), those of `mistakes` in their order. The first 12 are drawn.
+        images: uint8 (n, size, size, channels), those of `mistakes` in their order. The first 12 are drawn.
     """
     return encode_png(draw_mistakes(mistakes, images))
 
@@ -71,6 +71,6 @@ def _draw_grid(images: np.ndarray, captions: Sequence[str]) -> Figure:
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if number < len(shown):
-            axes.imshow(shown[number], interpolation="antialiased")
+            axes.imshow(shown[number], cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
             axes.set_title(captions[number], fontsize=9, color=INK, pad=4, parse_math=False)
     return figure

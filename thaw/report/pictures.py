@@ -20,7 +20,7 @@ def draw_pictures(run: RunSummary, read: ReadPixels) -> dict[str, bytes]:
     """PNG files by name: curves and views, and of a tested run confusion and, if there are any, mistakes.
 
     Args:
-        read: an image's pixels as the backbone gets them, uint8 (size, size, 3).
+        read: an image's pixels as the backbone gets them, uint8 (size, size, channels).
     """
     pictures = {"curves": _draw_curves(run)}
     if run.tested:
@@ -33,9 +33,8 @@ def draw_pictures(run: RunSummary, read: ReadPixels) -> dict[str, bytes]:
 
 
 def _draw_curves(run: RunSummary) -> bytes:
-    fine_tuned = run.fine_tuned.history if run.fine_tuned else None
-    patience = run.config.gate.patience_epochs
-    return plot_curves(run.head.history, fine_tuned, run.verdict, run.config.fine_tune.cut, patience)
+    phases = [(phase.cut, phase.history) for phase in run.phases]
+    return plot_curves(run.head.history, phases, run.verdict, run.config.gate.patience_epochs)
 
 
 def _draw_views(run: RunSummary, read: ReadPixels) -> bytes:

@@ -138,21 +138,26 @@ def _gate(run: RunSummary) -> Section:
         ("threshold", say_nats(verdict.threshold)),
         ("settings", _settings(gate)),
     ]
+    for number, (phase, found) in enumerate(zip(run.phases, run.phase_verdicts, strict=True), 1):
+        rows.append((f"phase {number}", f"{say_state(found)} (after {phase.cut}): {found.reason}"))
     text = "The backbone thaws behind a head whose validation loss has stopped improving beyond its noise."
     return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)])
 
 
 def _curves(run: RunSummary) -> Section:
-    made = {"head": run.head, "fine-tune": run.fine_tuned}
-    trained = {name: one for name, one in made.items() if one and one.history.best}
+    made = [("head", run.head), *(("fine-tune", phase) for phase in run.phases)]
+    trained = [(name, one) for name, one in made if one.history.best]
     measures = ("trained from", "epochs", "best epoch", "validation loss", "validation accuracy")
     measures += ("training accuracy", "learning rate")
-    rows = list(zip(measures, *map(_best_figures, trained.values()), strict=True)) if trained else []
-    table = Table(columns=("at the best epoch", *trained), rows=rows, align="l" + "r" * len(trained))
+    rows = list(zip(measures, *(_best_figures(one) for _, one in trained), strict=True)) if trained else []
+    columns = ("at the best epoch", *(name for name, _ in trained))
+    table = Table(columns=columns, rows=rows, align="l" + "r" * len(trained))
+    lowest = (run.fine_tuned or run.head).history.monitor == "val_loss"
+    best = "lowest validation loss" if lowest else "highest validation accuracy"
     return Section(
         name="curves",
         title="Curves",
-        text=["The weights kept are those of the best epoch, the one of the lowest validation loss."],
+        text=[f"The weights kept are those of the best epoch, the one of the {best}."],
         tables=[table] if rows else [],
         pictures=_present(run, curves="Accuracy and loss by epoch"),
     )
@@ -252,8 +257,8 @@ def _provenance(run: RunSummary) -> Section:
         "split": run.split.seed,
         "augmentation": config.augmentation.seed,
         "head": config.head.seed,
-        "fine-tune": config.fine_tune.seed,
     }
+    seeds |= {f"phase after {phase.cut}": phase.seed for phase in config.fine_tune}
     rows = [
         ("dump", str(config.dump.path)),
         ("recipe", config.recipe),
@@ -265,8 +270,7 @@ def _provenance(run: RunSummary) -> Section:
         ("precision", run.precision),
         ("head", f"{run.head.address}, on features {run.head.space}"),
     ]
-    if run.fine_tuned:
-        rows.append(("fine-tuned", f"{run.fine_tuned.address}, on features {run.fine_tuned.space}"))
+    rows += [("fine-tuned", f"{phase.address}, on features {phase.space}") for phase in run.phases]
     rows.append(("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())))
     rows.append(("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())))
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

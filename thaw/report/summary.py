@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from thaw.config import TrainConfig
+from thaw.config import NO_BACKBONE, TrainConfig
 from thaw.errors import UnlikeSplits
 from thaw.records import Backbone, Checkpoint, Evaluation, Manifest, Split, StageTime, Verdict
 from thaw.report.wording import say_duration, say_interval, say_percent
@@ -13,9 +13,10 @@ from thaw.report.wording import say_duration, say_interval, say_percent
 class RunSummary:
     """All that a report of a run needs.
 
-    `head_evaluation` and `evaluation` are of the same test rows; `evaluation` is None where nothing was
-    fine-tuned. `pictures` are PNG files by name: curves, confusion, mistakes and views have their places,
-    others come last.
+    `phases` are what fine-tuning came to, phase by phase, and `phase_verdicts` the gate's findings on them.
+    `head_evaluation` and `evaluation` are of the same test rows; `evaluation` is of the last phase, None
+    where nothing was fine-tuned. `pictures` are PNG files by name: curves, confusion, mistakes and views
+    have their places, others come last.
     """
 
     title: str
@@ -27,7 +28,8 @@ class RunSummary:
     backbone: Backbone
     precision: str
     stages: tuple[StageTime, ...] = ()
-    fine_tuned: Checkpoint | None = None
+    phases: tuple[Checkpoint, ...] = ()
+    phase_verdicts: tuple[Verdict, ...] = ()
     head_evaluation: Evaluation | None = None
     evaluation: Evaluation | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
@@ -40,6 +42,11 @@ class RunSummary:
                 f"the head and the fine-tuned model were tested on different splits ({', '.join(splits)}). "
                 "Evaluate both on the test rows of one split."
             )
+
+    @property
+    def fine_tuned(self) -> Checkpoint | None:
+        """What the last phase came to."""
+        return self.phases[-1] if self.phases else None
 
     @property
     def tested(self) -> Evaluation | None:
@@ -78,6 +85,8 @@ def say_outcome(run: RunSummary) -> str:
             return f"{lead}, not tested."
         return f"{lead}{', ' if ':' in lead else ': '}{_say_accuracy(run.evaluation)}{_say_head_alone(run)}."
     head = f" {say_stage(run.tested)}: {_say_accuracy(run.tested)}." if run.tested else ""
+    if run.tested and run.head.stage == "network":
+        return head.strip()
     if run.tested:
         return f"Backbone kept frozen.{head}"
     return f"Gate closed: {run.verdict.reason.rstrip('. ')}.{head}"
@@ -95,6 +104,13 @@ def list_notices(run: RunSummary) -> list[str]:
         notices.append(
             f"The head was released {say_state(run.verdict)}: {run.verdict.reason.rstrip('. ')}. "
             "No fine-tune was planned, so the gate kept nothing back."
+        )
+    left_out = run.config.fine_tune[len(run.phases) :] if run.phases else ()
+    if left_out:
+        cuts = " and ".join(str(phase.cut) for phase in left_out)
+        notices.append(
+            f"The gate stayed closed behind the phase after {run.fine_tuned.cut}: "
+            f"{run.phase_verdicts[-1].reason.rstrip('. ')}. What was to thaw after {cuts} stayed frozen."
         )
     if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
@@ -125,12 +141,15 @@ def say_backbone(backbone: Backbone) -> str:
         "drawings": "pretrained on drawings",
         "random": "random weights, not pretrained",
     }
+    if backbone.name == NO_BACKBONE:
+        return "none; the whole network was trained from scratch"
     origin = origins.get(backbone.origin, f"weights from {backbone.origin}")
     return f"{backbone.name}, {origin}" + ("; not ImageNet" if backbone.name == "vgg16-mini" else "")
 
 
 def say_stage(made: Evaluation) -> str:
-    return {"head": "Head alone", "fine_tuned": "Fine-tuned"}.get(made.stage, made.stage)
+    known = {"head": "Head alone", "network": "Trained from scratch", "fine_tuned": "Fine-tuned"}
+    return known.get(made.stage, made.stage)
 
 
 def say_state(verdict: Verdict) -> str:

@@ -1,0 +1,88 @@
+"""The command that cross-validates a recipe's head."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.options import (
+    DEFAULT_RECIPE,
+    DumpOption,
+    JsonOption,
+    LayoutOption,
+    RecipeOption,
+    SetOption,
+    StoreOption,
+    WeightsOption,
+    gather_settings,
+)
+from commands.terminal import print_json, print_table, results
+from thaw.config import build_config, build_section
+from thaw.store import Store
+
+if TYPE_CHECKING:
+    from thaw.folds import CrossValidation
+
+
+def crossvalidate(
+    dump: DumpOption,
+    recipe: RecipeOption = DEFAULT_RECIPE,
+    weights: WeightsOption = None,
+    layout: LayoutOption = None,
+    changes: SetOption = None,
+    folds: Annotated[int, typer.Option("--folds", help="Parts, each held out once.")] = 5,
+    repeats: Annotated[int, typer.Option("--repeats", help="Times that folds are drawn anew.")] = 1,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how well a recipe's head does on images it did not train on, and by how much that varies."""
+    from commands.session import run_flow
+    from thaw.folds import FoldsConfig
+
+    config = build_config(gather_settings(dump, recipe, weights, layout, changes))
+    settings = build_section(FoldsConfig, {"folds": folds, "repeats": repeats})
+    place = Store(store)
+    made: CrossValidation = run_flow("crossvalidate", config, place, folds=settings).data
+    (_print_json if as_json else _print_tables)(made, place)
+
+
+def _print_tables(made: "CrossValidation", store: Store) -> None:
+    from thaw.report.folds import FOLD_COLUMNS, list_folds, list_remarks, say_accuracy
+    from thaw.report.wording import say_duration
+
+    title = f"{made.recipe}, cross-validation {made.address}"
+    print_table([*FOLD_COLUMNS], list_folds(made), title=title)
+    for line in (say_accuracy(made), *list_remarks(made)):
+        results.print(line, soft_wrap=True)
+    cached = sum(stage.cached for stage in made.stages)
+    seconds = sum(stage.seconds for stage in made.stages)
+    results.print(f"time    {say_duration(seconds)}, {cached} of {len(made.stages)} stages cached")
+    for name, file in _list_files(made, store).items():
+        results.print(f"{name:7} {file}", soft_wrap=True)
+
+
+def _print_json(made: "CrossValidation", store: Store) -> None:
+    from thaw.report.folds import list_remarks
+
+    values = asdict(made)
+    for fold, row in zip(made.folds, values["folds"], strict=True):
+        del row["history"]
+        row |= {"epochs": len(fold.history.epochs), "best_epoch": fold.history.best_epoch}
+    # One line for each image and one for each epoch are in the files.
+    del values["predictions"]
+    stages = values.pop("stages")
+    print_json(
+        **values,
+        remarks=list_remarks(made),
+        cached=[stage["stage"] for stage in stages if stage["cached"]],
+        seconds={stage["stage"]: stage["seconds"] for stage in stages},
+        files=_list_files(made, store),
+    )
+
+
+def _list_files(made: "CrossValidation", store: Store) -> dict[str, str]:
+    from thaw.folds import PICTURE, RECORD, TABLE
+
+    folder = store.folder("crossvalidations", made.address)
+    names = {"record": RECORD, "table": TABLE, "curves": PICTURE}
+    return {name: str(folder / file) for name, file in names.items()}

@@ -1,0 +1,58 @@
+"""How good is a recipe's head, and how much of that is luck of the split? Asked without the test images."""
+
+import dataclasses
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from flows.method import StorePath, Where, open_dump, open_store
+from tasks import dataset
+from tasks.dispatch import cancel_children
+from tasks.folds import cache_fold, draw_folds, publish_crossvalidation, score_fold
+from tasks.screen import label_run
+from tasks.stage import run_stages
+from thaw.config import TrainConfig
+from thaw.errors import ThawError
+from thaw.folds import FoldsConfig
+from thaw.rows import ViewSource
+
+_FIVE = FoldsConfig()
+
+
+@flow(
+    name="crossvalidate",
+    flow_run_name="cross-validate {config.recipe} on {config.dump.path.name}",
+    on_cancellation=[cancel_children],
+)
+def crossvalidate(
+    config: TrainConfig, folds: FoldsConfig = _FIVE, store: StorePath = None, dispatch: Where = "inline"
+) -> State:
+    """Let each part of the images that are learned from be predicted by a head trained on the others.
+
+    Only the head, with one budget of epochs each. Test images are left alone. Ends as Completed, with a
+    `CrossValidation`; or as Failed with one plain sentence.
+    """
+    try:
+        place = open_store(store)
+        with run_stages(dispatch) as stages:
+            backbone, manifest = open_dump(config, place)
+            split = dataset.split_images(manifest, config.split, place)
+            source = ViewSource(
+                dump=config.dump,
+                backbone=backbone,
+                settings=config.backbone,
+                augmentation=config.augmentation,
+            )
+            scored = []
+            for fold in draw_folds(split, folds, config.split.seed, place):
+                features = cache_fold(fold, source, config.head, place)
+                given = (features, config.head, config.gate, place, source)
+                scored.append(score_fold(fold, *given))
+            made = publish_crossvalidation(scored, split, folds, config, place)
+    except ThawError as error:
+        label_run("failed")
+        return Failed(message=str(error), data=error)
+    accuracy = f"{made.accuracy.mean:.4f} ± {made.accuracy.standard_deviation:.4f}"
+    label_run(accuracy)
+    message = f"accuracy {accuracy} over {len(made.folds)} folds, cross-validation {made.address}"
+    return Completed(message=message, data=dataclasses.replace(made, stages=tuple(stages)))

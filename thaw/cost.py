@@ -1,0 +1,235 @@
+"""What a model costs: its arithmetic and its weights, the seconds that made it, the images decoded for it."""
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from thaw.backbone import cut_points, find_cut, order_cuts
+from thaw.config import TrainConfig
+from thaw.device import prepare_keras
+from thaw.errors import BadModel
+from thaw.features import describe_space
+from thaw.model import load_model
+from thaw.records import Backbone, Made, Outcome, Record, Split, StageTime, digest_of
+from thaw.shards import Key, SpaceFolder
+from thaw.store import Store
+from thaw.trainer import find_checkpoint, load_network
+
+# The titles that tasks/features.py and tasks/training.py give their stages.
+_EXTRACTS = re.compile(r"(features|\w+ views) at ")
+_TRAINS = re.compile(r"train head|fine-tune after ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost(Record):
+    """What a released model is made of, and what it computes for one image.
+
+    `trained_parameters` are the weights that training moved. `flops` are the floating-point operations of
+    one forward pass: two for each multiplication and addition of a convolution or dense layer.
+    """
+
+    parameters: int
+    trained_parameters: int
+    flops: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost(Record):
+    """What one stage took when its output was made."""
+
+    stage: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent(Record):
+    """What the stages of one kind took: `here` in this run, `earlier` in the runs that made what it found cached.
+
+    `unknown` says that some were found cached, and the store does not know what they took.
+    """
+
+    here: float = 0.0
+    earlier: float = 0.0
+    unknown: bool = False
+
+    @property
+    def seconds(self) -> float | None:
+        """What they took altogether, or None where the store does not know all of it."""
+        return None if self.unknown else self.here + self.earlier
+
+
+def count_flops(model: Any) -> int:
+    """Floating-point operations of one forward pass over one image, counted from the layers' graph.
+
+    Convolutions and dense layers count, each multiplication with its addition as two; biases, activations,
+    normalisation and pooling are negligible beside them and left out. Each element of a kernel is used once
+    for every place of the output.
+
+    Args:
+        model: functional or sequential, with networks inside it or not.
+
+    Raises:
+        BadModel: the size of its images is open.
+    """
+    return sum(2 * _count_kernels(layer) * _count_places(layer, shape) for layer, shape in _list_calls(model))
+
+
+def measure_model(outcome: Outcome, store: Store) -> Made[ModelCost]:
+    """The cost of the model that a run released, kept in the store under the run's digest.
+
+    Raises:
+        BadModel: the run released none, or it is not in the store any more.
+    """
+    known = store.read("model-costs", outcome.run, ModelCost)
+    if known:
+        return Made(value=known, reused=True, note=_note(known))
+    model, _ = load_model(store.folder("runs", outcome.run, "model.keras"))
+    trained = load_network(store, outcome.fine_tuned or outcome.head)
+    cost = ModelCost(
+        parameters=model.count_params(),
+        trained_parameters=sum(math.prod(weights.shape) for weights in trained.trainable_weights),
+        flops=count_flops(model),
+    )
+    store.publish("model-costs", outcome.run, cost)
+    return Made(value=cost, reused=False, note=_note(cost))
+
+
+def account_seconds(config: TrainConfig, outcome: Outcome, split: Split, store: Store) -> tuple[Spent, Spent]:
+    """What extraction took, and what training took.
+
+    What a stage took that made its output is kept in the store, for the runs that find that output cached.
+    Of an output that several runs made parts of, the longest time is kept.
+    """
+    spent = {_EXTRACTS: Spent(), _TRAINS: Spent()}
+    seen: Counter[str] = Counter()
+    for stage in outcome.stages:
+        kind = next((kind for kind in spent if kind.match(stage.stage)), None)
+        if kind is None:
+            continue
+        seen[stage.stage] += 1
+        address = _address_stage(stage, seen[stage.stage], config, outcome, split)
+        known = store.read("stage-costs", address, StageCost)
+        before = spent[kind]
+        if not stage.cached:
+            if known is None or known.seconds < stage.seconds:
+                store.publish("stage-costs", address, StageCost(stage=stage.stage, seconds=stage.seconds))
+            spent[kind] = Spent(
+                here=before.here + stage.seconds, earlier=before.earlier, unknown=before.unknown
+            )
+        else:
+            spent[kind] = Spent(
+                here=before.here,
+                earlier=before.earlier + (known.seconds if known else 0.0),
+                unknown=before.unknown or known is None,
+            )
+    return spent[_EXTRACTS], spent[_TRAINS]
+
+
+def plan_decodes(config: TrainConfig, backbone: Backbone, split: Split, store: Store) -> dict[str, int]:
+    """Images that each stage of extraction has to decode, by its title, as the cache is now.
+
+    An image is decoded where none of its rows can be computed from features at a shallower cut; once for
+    all its views.
+    """
+    end = (backbone.end, config.head.views)
+    stages = [end, *((phase.cut, phase.views) for phase in config.fine_tune)]
+    cuts = [find_cut(backbone, cut) for cut, _ in stages]
+    planned: dict[str, int] = {}
+    covered: set[tuple[bool, Key]] = set()
+    for number, (cut, views) in enumerate(stages):
+        title = f"{views} views at {cut}" if views else f"features at {cut}"
+        # The head's pass fills the cuts of the phases as well.
+        reached = cuts if number == 0 else [cuts[number]]
+        shallowest = min(reached, key=order_cuts(backbone).index)
+        sides = ("validation", "test") if views else ("train", "validation", "test")
+        rows = {False: [(row.sha256, 0) for side in sides for row in split.rows(side)]}
+        numbers = range(1, views + 1) if isinstance(views, int) else ()
+        rows[True] = [(row.sha256, view) for row in split.train for view in numbers]
+        decoded = 0
+        for augmented, wanted in rows.items():
+            missing = [key for key in wanted if (augmented, key) not in covered]
+            augmentation = config.augmentation if augmented else None
+            for start in cut_points(backbone, shallowest):
+                space = describe_space(backbone, config.backbone, start, store, augmentation)
+                missing = SpaceFolder(store, space).missing(missing) if missing else []
+            covered |= {(augmented, key) for key in missing}
+            decoded += len({sha256 for sha256, _ in missing})
+        planned[title] = planned.get(title, 0) + decoded
+    return planned
+
+
+def count_decodes(
+    config: TrainConfig, outcome: Outcome, planned: Mapping[str, int], split: Split, store: Store
+) -> int | None:
+    """Images that a run decoded to learn from: those that extraction planned to, and every fresh view.
+
+    None where that can't be told: of several phases on fresh views, the epochs of the last alone are known.
+
+    Args:
+        planned: as `plan_decodes` found it before the run.
+    """
+    made = [stage.stage for stage in outcome.stages if not stage.cached]
+    decoded = sum(planned.get(title, 0) for title in dict.fromkeys(made))
+    if config.head.views == "fresh" and any(title.startswith("train head") for title in made):
+        decoded += _count_epochs(outcome.head, store) * len(split.train)
+    fresh = any(phase.views == "fresh" for phase in config.fine_tune)
+    if fresh and any(title.startswith("fine-tune") for title in made):
+        if len(config.fine_tune) > 1:
+            return None
+        decoded += _count_epochs(outcome.fine_tuned, store) * len(split.train)
+    return decoded
+
+
+def _count_epochs(address: str, store: Store) -> int:
+    return len(find_checkpoint(store, address).history.epochs)
+
+
+def _address_stage(stage: StageTime, number: int, config: TrainConfig, outcome: Outcome, split: Split) -> str:
+    """Names what a stage made by what decides it. `number` tells stages of the same title apart."""
+    if _EXTRACTS.match(stage.stage):
+        augmentation = None if stage.stage.startswith("features") else config.augmentation
+        decides = (config.backbone, augmentation, split.digest)
+    else:
+        decides = (outcome.head if stage.stage.startswith("train head") else outcome.fine_tuned, number)
+    return digest_of("stage cost", stage.stage, *decides)
+
+
+def _note(cost: ModelCost) -> str:
+    return f"{cost.parameters:,} parameters, {cost.flops / 1e9:.3g} GFLOPs an image"
+
+
+def _list_calls(model: Any) -> Iterator[tuple[Any, tuple[int | None, ...]]]:
+    """Each use of a layer in a model's graph, with the shape of its output without the batch."""
+    # A Sequential holds its graph in a functional model.
+    graph = getattr(model, "_functional", None) or model
+    for node in itertools.chain.from_iterable(graph._nodes_by_depth.values()):
+        if hasattr(node.operation, "layers"):
+            yield from _list_calls(node.operation)
+        elif not node.is_input:
+            yield node.operation, node.output_tensors[0].shape[1:]
+
+
+def _count_kernels(layer: Any) -> int:
+    """Elements of the kernels of a layer that multiplies; 0 of any other."""
+    layers = prepare_keras().layers
+    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Dense)):
+        return 0
+    names = ("kernel", "depthwise_kernel", "pointwise_kernel")
+    kernels = (getattr(layer, name, None) for name in names)
+    return sum(math.prod(kernel.shape) for kernel in kernels if kernel is not None)
+
+
+def _count_places(layer: Any, shape: tuple[int | None, ...]) -> int:
+    """Places of an output (…, channels) that every element of a kernel is used for."""
+    if _count_kernels(layer) == 0:
+        return 0
+    if None in shape:
+        raise BadModel(
+            f"the operations of layer '{layer.name}' can't be counted: its output is {shape}, so the size of the "
+            "images is open. Build the model for one size."
+        )
+    return math.prod(shape[:-1])
