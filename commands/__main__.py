@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from commands import about, crossvalidation, data, labelling, models, server, training
+from commands import about, comparison, crossvalidation, data, labelling, models, server, training
 from commands.terminal import notes
 from thaw.errors import Mistake, ThawError
 
@@ -26,6 +26,7 @@ for command in (
     *(training.train, training.retrain, training.demo),
     *(data.split, data.features),
     crossvalidation.crossvalidate,
+    comparison.compare,
     *(models.models, models.promote, models.rollback),
     *(labelling.predict, labelling.imagenet_top3),
     *(server.up, server.down, server.status),

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from deployments.server import Server
-from thaw.config import TrainConfig
+from thaw.config import Section
 from thaw.errors import RunFailed, ThawError
 from thaw.registry import Version
 from thaw.store import Store
@@ -25,7 +25,10 @@ class Ended:
 
 
 def run_flow(
-    flow: Literal["train", "retrain", "crossvalidate"], config: TrainConfig, store: Store, **parameters: Any
+    flow: Literal["train", "retrain", "crossvalidate", "compare"],
+    config: Section,
+    store: Store,
+    **parameters: Any,
 ) -> Ended:
     """Run a flow in this process, and say how it ended.
 

@@ -8,6 +8,7 @@ from thaw.backbone import load_backbone
 from thaw.config import TrainConfig
 from thaw.dump import scan_dump
 from thaw.features import cache_features
+from thaw.fine_tune import fine_tune
 from thaw.head import train_head
 from thaw.records import Backbone, Features, Split
 from thaw.split import publish_split
@@ -39,3 +40,9 @@ def prepare(dump: Path, root: Path) -> Prepared:
 def head_of(prepared: Prepared, store: Store | None = None, budget: int = 1, **changes):
     settings = prepared.config.head.model_copy(update=changes)
     return train_head(prepared.bottlenecks, settings, prepared.config.gate, store or prepared.store, budget)
+
+
+def tune(prepared: Prepared, head, store: Store | None = None, **changes):
+    settings = prepared.config.fine_tune[0].model_copy(update=changes)
+    given = (prepared.backbone, prepared.config.backbone, settings, store or prepared.store)
+    return fine_tune(head, prepared.block4, *given)

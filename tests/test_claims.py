@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from tests.command import PROJECT
+from tests.prepared import head_of, tune
+from tests.prepared import prepare as prepare_features
 from tests.test_features import FEW, fill, prepare
-from tests.test_training import head_of, tune
-from tests.test_training import prepare as prepare_features
 from thaw import claims, precision
 from thaw.claims import claim
 from thaw.errors import NotPublished
@@ -322,7 +322,7 @@ def test_a_run_goes_on_from_where_the_one_it_waited_for_was_killed(
 
 LOOK = """
     from pathlib import Path
-    from tests.test_training import Prepared, head_of, tune
+    from tests.prepared import Prepared, head_of, tune
     from tests.test_features import prepare
     from thaw.errors import NotPublished
     from thaw.evaluate import evaluate

@@ -162,7 +162,7 @@ def make_crossvalidation(folds: int = 5, verdict=PLATEAUED, repeats: int = 1, **
             history=make_history(10 + number),
             verdict=verdict,
             accuracy=0.9 + number / 100,
-            log_loss=0.3 - number / 100,
+            log_loss=make_history(10 + number).best_loss,
         )
         for repeat in range(1, repeats + 1)
         for number in range(1, folds + 1)
@@ -196,7 +196,13 @@ def test_the_table_has_a_row_for_each_fold_and_one_for_their_mean():
     made = make_crossvalidation()
     rows = list_folds(made)
     assert [row[0] for row in rows] == ["1", "2", "3", "4", "5", "mean ± deviation"]
-    assert rows[1] == ("2", "200", f"12, best {make_history(12).best_epoch}", "0.9200", "0.2800")
+    assert rows[1] == (
+        "2",
+        "200",
+        f"12, best {make_history(12).best_epoch}",
+        "0.9200",
+        f"{make_history(12).best_loss:.4f}",
+    )
     assert rows[-1] == ("mean ± deviation", "1,000 in all", "", "0.9300 ± 0.0158", "0.2700 ± 0.0158")
     assert all(len(row) == len(FOLD_COLUMNS) for row in rows)
 
@@ -213,10 +219,17 @@ def test_the_remarks_say_what_was_left_alone_and_left_out():
     assert "The 1,234 test images were not touched" in remarks
     assert "fine-tuning" not in remarks
     assert "converge" not in remarks
+    assert "nats" not in remarks
     remarks = " ".join(list_remarks(make_crossvalidation(phases_left_out=2, verdict=IMPROVING)))
     assert "Only the head was cross-validated" in remarks
     assert "the 2 phases of fine-tuning" in remarks
     assert "Of 5 heads 5 did not converge: the gate calls them improving." in remarks
+
+
+def test_the_remarks_say_why_curves_and_table_disagree_where_probabilities_round_to_certainty():
+    made = make_crossvalidation()
+    sure = tuple(replace(fold, log_loss=fold.log_loss / 4) for fold in made.folds)
+    assert "36 nats at most" in " ".join(list_remarks(replace(made, folds=sure)))
 
 
 def test_the_markdown_holds_the_table_the_picture_and_the_remarks():

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tests.test_training import Prepared, prepare
+from tests.prepared import Prepared, prepare
 from thaw.evaluate import evaluate
 from thaw.records import Checkpoint, Evaluation, FeatureSet
 from thaw.rows import Rows
@@ -33,7 +33,7 @@ METHOD = """
     import json, sys
     sys.path.insert(0, {project!r})
     from pathlib import Path
-    from tests.test_training import head_of, prepare, tune
+    from tests.prepared import head_of, prepare, tune
     from thaw.evaluate import evaluate
     prepared = prepare(Path({dump!r}), Path({store!r}))
     head = head_of(prepared, stop="at_budget", epochs=6).value

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from thaw.cuts import split_model
 
-from tests.prepared import Prepared, head_of
+from tests.prepared import Prepared, head_of, tune
 from thaw import trainer
 from thaw.backbone import build_backbone
 from thaw.config import HeadConfig, OptimizerConfig
+from thaw.cuts import split_model
 from thaw.device import list_layers, prepare_keras
 from thaw.evaluate import evaluate, measure
-from thaw.fine_tune import fine_tune, thaw_suffix
+from thaw.fine_tune import thaw_suffix
 from thaw.head import build_head, train_head
 from thaw.rows import Rows
 from thaw.steps import compile_network
@@ -112,12 +112,6 @@ def test_a_fine_tune_starts_from_the_heads_best_weights(prepared: Prepared):
     assert tuned.history.start.val_accuracy == pytest.approx(head.history.best.val_accuracy, abs=1e-6)
 
 
-def tune(prepared: Prepared, head, store: Store | None = None, **changes):
-    settings = prepared.config.fine_tune[0].model_copy(update=changes)
-    given = (prepared.backbone, prepared.config.backbone, settings, store or prepared.store)
-    return fine_tune(head, prepared.block4, *given)
-
-
 def test_a_fine_tune_never_validates_worse_than_its_start(prepared: Prepared):
     ruin = OptimizerConfig(name="sgd", learning_rate=1.0)
     tuned = tune(prepared, head_of(prepared).value, optimizer=ruin, epochs=2).value
@@ -197,8 +191,7 @@ KILLED_TRAINING = """
     import os, signal, sys
     sys.path.insert(0, {project!r})
     from pathlib import Path
-    from tests.prepared import head_of, prepare
-    from tests.test_training import tune
+    from tests.prepared import head_of, prepare, tune
     from thaw import trainer
     trainer._JOURNAL_SECONDS = 0.0
     prepared = prepare(Path({dump!r}), Path({store!r}))

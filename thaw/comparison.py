@@ -17,6 +17,8 @@ from thaw.records import SIDES, Evaluation, Made, Metrics, Outcome, Record, Side
 from thaw.store import Store
 
 State = Literal["completed", "gate_closed", "failed"]
+# What recipes can't have of their own.
+_COMMON = {"dump", "recipe", "split"}
 
 
 class RecipeChoice(Section):
@@ -159,10 +161,10 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
     planned: list[PlannedRun] = []
     common: dict[str, Any] = {}
     for choice in {choice.name: choice for choice in config.recipes}.values():
-        if "split" in choice.settings:
+        for section in _COMMON & choice.settings.keys():
             raise BadConfig(
-                f"setting 'split' of {choice.name}: recipes are compared on one split. Change it for all of them, "
-                "with --set split.train=500 or under 'settings'."
+                f"setting '{section}' of {choice.name}: recipes are compared on one dump and one split. Change it for "
+                "all of them, with --set or under 'settings'."
             )
         given = overlay(overlay(config.settings, choice.settings), common)
         built = build_config({**given, "dump": config.dump, "recipe": choice.recipe})
@@ -174,12 +176,13 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
 
 
 def describe_run(
-    planned: PlannedRun, outcome: Outcome, decodes: Mapping[str, int], split: Split, store: Store
+    planned: PlannedRun, outcome: Outcome, decodes: Mapping[str, int] | None, split: Split, store: Store
 ) -> Made[RunResult]:
     """The figures and the cost of a run that came to an end.
 
     Args:
-        decodes: images that extraction had to decode, by stage, as `plan_decodes` found it before the run.
+        decodes: images that extraction had to decode, by stage, as `plan_decodes` found it before the run; None
+            where nobody looked.
     """
     extraction, training = account_seconds(planned.config, outcome, split, store)
     model = None if outcome.withheld else measure_model(outcome, store)

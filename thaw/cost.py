@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from thaw.backbone import cut_points, find_cut, order_cuts
+from thaw.backbone import cut_points, find_cut, load_backbone, order_cuts
 from thaw.config import TrainConfig
 from thaw.device import prepare_keras
 from thaw.errors import BadModel
 from thaw.features import describe_space
 from thaw.model import load_model
-from thaw.records import Backbone, Made, Outcome, Record, Split, StageTime, digest_of
+from thaw.records import Made, Outcome, Record, Split, StageTime, digest_of
 from thaw.shards import Key, SpaceFolder
 from thaw.store import Store
 from thaw.trainer import find_checkpoint, load_network
@@ -129,12 +129,16 @@ def account_seconds(config: TrainConfig, outcome: Outcome, split: Split, store: 
     return spent[_EXTRACTS], spent[_TRAINS]
 
 
-def plan_decodes(config: TrainConfig, backbone: Backbone, split: Split, store: Store) -> dict[str, int]:
+def plan_decodes(config: TrainConfig, split: Split, store: Store) -> dict[str, int]:
     """Images that each stage of extraction has to decode, by its title, as the cache is now.
 
-    An image is decoded where none of its rows can be computed from features at a shallower cut; once for
-    all its views.
+    An image is decoded where a row of it can't be computed from features at a shallower cut; once for all
+    its views.
+
+    Raises:
+        BadWeights, BadConfig, BadCut: the run can't start.
     """
+    backbone = load_backbone(config.backbone, store).value
     end = (backbone.end, config.head.views)
     stages = [end, *((phase.cut, phase.views) for phase in config.fine_tune)]
     cuts = [find_cut(backbone, cut) for cut, _ in stages]
@@ -163,17 +167,19 @@ def plan_decodes(config: TrainConfig, backbone: Backbone, split: Split, store: S
 
 
 def count_decodes(
-    config: TrainConfig, outcome: Outcome, planned: Mapping[str, int], split: Split, store: Store
+    config: TrainConfig, outcome: Outcome, planned: Mapping[str, int] | None, split: Split, store: Store
 ) -> int | None:
-    """Images that a run decoded to learn from: those that extraction planned to, and every fresh view.
+    """Images that a run decoded to learn from: those that extraction had to, and each fresh view of each epoch.
 
     None where that can't be told: of several phases on fresh views, the epochs of the last alone are known.
 
     Args:
-        planned: as `plan_decodes` found it before the run.
+        planned: as `plan_decodes` found it before the run; None where nobody looked.
     """
-    made = [stage.stage for stage in outcome.stages if not stage.cached]
-    decoded = sum(planned.get(title, 0) for title in dict.fromkeys(made))
+    made = list(dict.fromkeys(stage.stage for stage in outcome.stages if not stage.cached))
+    if planned is None and any(_EXTRACTS.match(title) for title in made):
+        return None
+    decoded = sum(planned.get(title, 0) for title in made) if planned else 0
     if config.head.views == "fresh" and any(title.startswith("train head") for title in made):
         decoded += _count_epochs(outcome.head, store) * len(split.train)
     fresh = any(phase.views == "fresh" for phase in config.fine_tune)

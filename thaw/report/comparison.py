@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from thaw.comparison import ComparisonTable, Figure, Pair, RecipeResult, RunResult
+from thaw.comparison import ComparisonTable, Figure, RecipeResult
 from thaw.cost import Spent
 from thaw.records import SIDES, Made
-from thaw.report.canvas import INK, QUIET, VALIDATION, encode_png, fit_name, start_figure, style_axes
+from thaw.report.canvas import INK, VALIDATION, encode_png, fit_name, start_figure, style_axes
 from thaw.report.contest import list_comparison
 from thaw.report.page import _data_uri, _inline_pictures, _plain, _section_blocks, _writable
 from thaw.report.sections import Bar, Section, Table
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _FILES = ("report.html", "report.md")
 _MARKDOWN_BYTES = 300_000
 _MARKER_POINTS = 15.0
-_STATES = {"completed": "", "gate_closed": "gate closed", "failed": "failed"}
+_STATES = {"completed": "completed", "gate_closed": "gate closed", "failed": "failed"}
 
 
 def publish_comparison(table: ComparisonTable, store: Store) -> Made[ComparisonTable]:
@@ -85,22 +86,27 @@ def render_markdown(table: ComparisonTable, pictures: dict[str, bytes]) -> str:
 def say_best(table: ComparisonTable) -> str:
     """The comparison in one sentence."""
     if not table.tested:
-        return f"None of {len(table.recipes)} recipes has a model"
+        counts = Counter(_STATES[recipe.state] for recipe in table.recipes)
+        return f"No recipe has a model: {', '.join(f'{count} {state}' for state, count in counts.items())}"
     best = table.tested[0]
     said = f"{best.name}: {_say_accuracy(best)} of {table.images['test']:,} test images right"
-    ahead = next((pair for pair in table.pairs if pair.better == best.name), None)
-    if ahead:
-        found = ahead.comparison
-        points = 100 * found.accuracy_difference
-        said += f", {points:.1f} points more than {ahead.worse} (p = {found.mcnemar_p:.2g})"
-    return said
+    if len(table.tested) == 1:
+        return said
+    points = 100 * (best.accuracy.mean - table.tested[1].accuracy.mean)
+    lead = f"{points:.1f} points more than" if points else "as many as"
+    # A test compares two runs, and so says nothing about the means of several.
+    p = f" (p = {table.pairs[0].comparison.mcnemar_p:.2g})" if points and table.seeds == 1 else ""
+    return f"{said}, {lead} {table.tested[1].name}{p}"
 
 
 def list_sections(table: ComparisonTable) -> list[Section]:
     """The parts of the page; those with nothing to say are left out."""
     tested = table.tested
     several = " Means over runs that differ in the seed of training, ± their standard deviation."
-    shown = {"accuracy": "Test accuracy by cost, with 95 % intervals"} if tested else {}
+    caption = (
+        "Test accuracy by cost, with 95 % intervals; markers that would hide each other stand side by side"
+    )
+    shown = {"accuracy": caption} if tested else {}
     sections = []
     if tested:
         text = [
@@ -124,22 +130,23 @@ def list_results(table: ComparisonTable) -> Table:
     lowest = min(recipe.accuracy_interval[0] for recipe in table.tested)
     floor = min(0.95, math.floor(lowest * 20) / 20)
     rows = []
-    for recipe in table.tested:
+    for number, recipe in enumerate(table.tested, 1):
         low, high = recipe.accuracy_interval
         accuracy = Bar(
             text=_say_accuracy(recipe), start=(low - floor) / (1 - floor), end=(high - floor) / (1 - floor)
         )
         figures = (_say_figure(recipe.log_loss), _say_figure(recipe.auc), _say_share(recipe.val_accuracy))
-        rows.append((recipe.name, accuracy, *figures))
-    columns = ("recipe", "test accuracy", "log loss", "AUC", "validation accuracy")
+        rows.append((f"{number} {recipe.name}", accuracy, *figures))
+    columns = ("recipe", "test accuracy", "log loss", "AUC", "validation")
     return Table(columns=columns, rows=rows, align="llrrr")
 
 
 def list_costs(table: ComparisonTable) -> Table:
     """What each recipe costs, in the order of `list_results`."""
+    names = _shorten_names(table)
     rows = [
         (
-            recipe.name,
+            names[recipe.name],
             _say_count(recipe.model.parameters),
             _say_count(recipe.model.trained_parameters),
             f"{recipe.model.flops / 1e9:.3g}",
@@ -155,21 +162,21 @@ def list_costs(table: ComparisonTable) -> Table:
 
 def list_pairs(table: ComparisonTable) -> Table:
     """Each recipe beside the next one: the difference in accuracy and log loss, and whether chance explains it."""
-    rows = []
+    rows, names = [], _shorten_names(table)
     for pair in table.pairs:
         (_, _, _, accuracy), (_, _, _, log_loss), _ = list_comparison(pair.comparison)
         found = pair.comparison
         alone = f"{found.challenger_right_only:,} : {found.champion_right_only:,}"
         p = f"{found.mcnemar_p:.3g}"
-        rows.append((f"{pair.better} over {pair.worse}", accuracy, p, alone, log_loss))
+        rows.append((f"{names[pair.better]} over {names[pair.worse]}", accuracy, p, alone, log_loss))
     columns = ("neighbours", "accuracy, difference", "p", "right alone", "log loss, difference")
-    return Table(columns=columns, rows=rows, align="lrrrr")
+    return Table(columns=columns, rows=rows, align="llrrl")
 
 
 def list_withheld(table: ComparisonTable) -> Table | None:
     """The recipes of which a run has no model, and why; None where all have."""
     rows = [
-        (recipe.name, _STATES[recipe.state] or "in part", shorten(recipe.reason, 400))
+        (recipe.name, _STATES[recipe.state], shorten(recipe.reason, 400))
         for recipe in table.recipes
         if recipe.reason
     ]
@@ -178,15 +185,13 @@ def list_withheld(table: ComparisonTable) -> Table | None:
 
 def list_rows(table: ComparisonTable) -> list[dict[str, str]]:
     """Every recipe as one row, for the table of the Prefect UI."""
-    reached = {row[0]: row for row in list_results(table).rows} if table.tested else {}
-    costs = {row[0]: row for row in list_costs(table).rows}
+    tables = (list_results(table), list_costs(table)) if table.tested else ()
     rows = []
-    for recipe in table.recipes:
-        row = {"recipe": recipe.name, "state": _STATES[recipe.state] or "completed", "reason": recipe.reason}
-        if recipe.name in reached:
-            cells = [cell.text if isinstance(cell, Bar) else cell for cell in reached[recipe.name]]
-            row |= dict(zip(list_results(table).columns, cells, strict=True))
-            row |= dict(zip(list_costs(table).columns, costs[recipe.name], strict=True))
+    for number, recipe in enumerate(table.recipes):
+        row = {"recipe": recipe.name, "state": _STATES[recipe.state], "reason": recipe.reason}
+        for part in tables if recipe.accuracy else ():
+            cells = [getattr(cell, "text", cell) for cell in part.rows[number]]
+            row |= dict(zip(part.columns[1:], cells[1:], strict=True))
         rows.append(row)
     return rows
 
@@ -229,11 +234,156 @@ def draw_accuracy(table: ComparisonTable) -> Picture:
         axes.set_xlabel(label)
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.4g} %")
         _set_costs(axes, [cost for cost in costs if cost])
-    handles = [Line2D([], [], ls="none", marker=f"${number}$", color=INK) for number in range(1, len(names) + 1)]
-    figure.legend(handles, names, loc="outside lower left", frameon=False, fontsize=10.5, labelcolor=INK)
-    # Where markers would hide each other is known once all parts of the figure have their room.
-    figure.canvas.draw() if figure.canvas else None
+    labels = [f"{number}   {name}" for number, name in enumerate(names, 1)]
+    blank = [Line2D([], [], ls="none") for _ in labels]
+    legend = figure.legend(
+        blank, labels, loc="outside lower left", frameon=False, fontsize=10.5, labelcolor=INK, handlelength=0
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    # Which markers would hide each other is known once every part of the figure has its room.
     figure.draw_without_rendering()
     for axes, costs in ((tall, flops), (small, seconds)):
         _mark_recipes(axes, table.tested, costs)
     return figure
+
+
+def _set_costs(axes: Axes, costs: Sequence[float]) -> None:
+    """A logarithmic axis around these costs, with a few plain numbers on it."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = min(costs, default=1), max(costs, default=1)
+    # Wide enough for the markers, and for one cost alone.
+    margin = max(0.08 * math.log10(high / low), 0.25)
+    axes.set_xscale("log")
+    axes.set_xlim(low / 10**margin, high * 10**margin)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 200 else (1,), numticks=12))
+    axes.xaxis.set_major_formatter(lambda cost, _: f"{cost:,.4g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark_recipes(axes: Axes, recipes: Sequence[RecipeResult], costs: Sequence[float | None]) -> None:
+    """A numbered marker with its interval for each recipe of known cost; those that collide stand side by side."""
+    pixels = axes.figure.dpi / 72
+    reach = (_MARKER_POINTS + 2) * pixels
+    placed: list[tuple[float, float]] = []
+    for number, (recipe, cost) in enumerate(zip(recipes, costs, strict=True), 1):
+        if not cost:
+            continue
+        x, y = axes.transData.transform((cost, recipe.accuracy.mean))
+        # In steps to the right and to the left in turn, until neither markers nor intervals hide each other.
+        x += next(
+            shift
+            for step in itertools.count()
+            for shift in (0.4 * step * reach, -0.4 * step * reach)
+            if all(
+                abs(x + shift - other_x) > 0.35 * reach
+                and math.hypot(x + shift - other_x, y - other_y) >= reach
+                for other_x, other_y in placed
+            )
+        )
+        placed.append((x, y))
+        at = axes.transData.inverted().transform((x, y))[0]
+        low, high = recipe.accuracy_interval
+        axes.plot([at, at], [low, high], color=VALIDATION, lw=1.6, alpha=0.45, solid_capstyle="round")
+        best = {"mfc": VALIDATION, "mec": VALIDATION} if number == 1 else {"mfc": "white", "mec": VALIDATION}
+        axes.plot([at], [recipe.accuracy.mean], "o", ms=_MARKER_POINTS, mew=1.5, zorder=number + 3, **best)
+        axes.annotate(
+            f"{number}",
+            (at, recipe.accuracy.mean),
+            ha="center",
+            va="center_baseline",
+            color="white" if number == 1 else INK,
+            fontsize=9,
+            fontweight="bold",
+            zorder=number + 3,
+        )
+
+
+def _neighbours(table: ComparisonTable) -> Section:
+    text = (
+        "Each recipe beside the next one, on the same images: the first one's figure less the second's, with the "
+        "95 % interval of the paired difference. p is McNemar's exact test of the images that one alone got right."
+    )
+    more = " Of recipes with several runs, those of the first seed are compared." if table.seeds > 1 else ""
+    return Section(name="neighbours", title="Neighbours", text=[text + more], tables=[list_pairs(table)])
+
+
+def _costs(table: ComparisonTable) -> Section:
+    text = [
+        "Parameters and operations are those of the released model; a multiplication and an addition are two "
+        "operations. Training and features took these times in the run that made them: 'earlier' marks what "
+        "another run had made, 'cached' what was found made and nobody timed. Images decoded are of this run "
+        "only: those that were learned from, and not the check of the dump before them."
+    ]
+    return Section(name="cost", title="Cost", text=text, tables=[list_costs(table)])
+
+
+def _runs(table: ComparisonTable) -> Section:
+    counts = ", ".join(f"{side} {table.images[side]:,}" for side in SIDES)
+    runs = [run for recipe in table.recipes for run in recipe.runs]
+    rows = [
+        (
+            run.name,
+            f"{run.seed}",
+            say_percent(run.metrics.accuracy) if run.metrics else _STATES[run.state],
+            f"runs/{run.run}" if run.run else "–",
+        )
+        for run in runs
+    ]
+    listed = Table(
+        columns=("recipe", "seed", "test accuracy", "in the store"),
+        rows=rows,
+        align="lrrl",
+        folded=f"All {len(rows)} runs" if len(rows) > 12 else "",
+    )
+    text = (
+        f"All of them on split {table.split} of {table.dump}: {counts}. Each run's folder has its own report."
+    )
+    return Section(name="runs", title="Runs", text=[text], tables=[listed])
+
+
+def _shorten_names(table: ComparisonTable) -> dict[str, str]:
+    """Each recipe's number in the first table, and its name without the settings of its own."""
+    return {recipe.name: f"{number} {recipe.runs[0].recipe}" for number, recipe in enumerate(table.tested, 1)}
+
+
+def _list_notices(table: ComparisonTable) -> list[str]:
+    return [f"{recipe.name}: {shorten(recipe.reason, 300)}" for recipe in table.recipes if recipe.reason]
+
+
+def _list_figures(table: ComparisonTable) -> list[tuple[str, str, str]]:
+    figures = [("Recipes with a model", f"{len(table.tested)} of {len(table.recipes)}", "")]
+    if table.tested:
+        best = table.tested[0]
+        remark = f"interval {say_interval(*best.accuracy_interval)}"
+        figures.insert(0, ("Best accuracy", say_percent(best.accuracy.mean), remark))
+        least = min(table.tested, key=lambda recipe: recipe.model.flops)
+        figures.append(
+            ("Least arithmetic", f"{least.model.flops / 1e9:.3g} GFLOPs", f"an image, {least.name}")
+        )
+    decoded = [recipe.images_decoded for recipe in table.recipes if recipe.images_decoded is not None]
+    figures.append(("Images decoded", f"{sum(decoded):,}", "in this run, to learn from"))
+    return figures
+
+
+def _say_accuracy(recipe: RecipeResult) -> str:
+    return f"{_say_share(recipe.accuracy)} ({say_interval(*recipe.accuracy_interval, unit='')})"
+
+
+def _say_share(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.1f}"
+    return f"{say_percent(figure.mean)}{spread}"
+
+
+def _say_figure(figure: Figure | None) -> str:
+    if figure is None:
+        return "–"
+    spread = "" if figure.deviation is None else f" ± {figure.deviation:.4f}"
+    return f"{say_number(figure.mean)}{spread}"
+
+
+def _say_count(count: int) -> str:
+    return f"{count / 1e6:,.1f}\u00a0M" if count >= 1e6 else f"{count:,}"

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from thaw.folds import CrossValidation, OutOfFold, Spread
+    from thaw.folds import CrossValidation, Fold, OutOfFold, Spread
 
 FOLD_COLUMNS = ("fold", "images", "epochs", "accuracy", "log loss")
 
 # Prefect keeps its artifacts in its database.
 _PICTURE_BYTES = 200_000
+# Beside rounding, the two losses of one epoch are the same figure.
+_CAPPED_SHARE = 0.9
 # A loss so many times the median would leave the others no room.
 _LOG_SCALE_RATIO = 20
 
@@ -77,6 +79,12 @@ def list_remarks(made: CrossValidation) -> list[str]:
         remarks.append(
             f"Only the head was cross-validated, with one budget of epochs: the {phases} of fine-tuning that the "
             "recipe has behind it did not run."
+        )
+    if any(_is_capped(fold) for fold in made.folds):
+        remarks.append(
+            "Heads this sure of themselves round to probabilities of 0 and 1. The log losses of the table, which are "
+            "of probabilities, charge such a mistake 36 nats at most; the losses of the curves, taken before that "
+            "rounding, know no limit."
         )
     unsettled = [fold for fold in made.folds if fold.verdict.state != "plateaued"]
     if unsettled:
@@ -177,6 +185,11 @@ def _fit_loss_scale(axes: Axes, histories: Sequence[History]) -> str:
     axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
     axes.yaxis.set_minor_formatter(lambda *_: "")
     return " (log scale)"
+
+
+def _is_capped(fold: Fold) -> bool:
+    """Whether the log loss of a fold's probabilities lies clearly below what training measured at that epoch."""
+    return fold.log_loss < _CAPPED_SHARE * fold.history.best_loss < math.inf
 
 
 def _finite(value: float) -> float:

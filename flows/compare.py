@@ -1,0 +1,96 @@
+"""Several recipes on one split and one test set: what each gives for its cost."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed, State
+from prefect.task_runners import ProcessPoolTaskRunner
+
+from flows.method import StorePath, Where, open_store
+from flows.train import train
+from tasks import comparison, dataset
+from tasks.comparison import cancel_runs
+from tasks.dispatch import Dispatch
+from tasks.screen import label_run
+from tasks.stage import run_stages
+from thaw.comparison import CompareConfig, PlannedRun, RunResult, describe_failure, list_runs
+from thaw.config import TrainConfig
+from thaw.cost import plan_decodes
+from thaw.errors import ThawError
+from thaw.records import Outcome, Split
+from thaw.report.comparison import say_best
+from thaw.store import Store
+
+# Each is a process with a Keras of its own, which waits for GPU workers most of the time.
+_SIDE_BY_SIDE = 4
+
+
+@flow(
+    name="compare",
+    flow_run_name="compare recipes on {config.dump.path.name}",
+    on_cancellation=[cancel_runs],
+)
+def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
+    """Train every recipe on the same split, each as a run of its own, and set what they reach beside their cost.
+
+    A recipe that fails, or whose gate stays closed, has its row with the reason. Ends as Completed, or as
+    NoModel where no recipe has a model, both with a `ComparisonTable`; or as Failed with one plain sentence.
+    """
+    try:
+        place = open_store(store)
+        place.check_writable()
+        planned = list_runs(config)
+        with run_stages():
+            manifest = dataset.scan_dump(config.dump, place)
+            split = dataset.split_images(manifest, planned[0].config.split, place)
+            run_all = _run_side_by_side if dispatch == "pools" else _run_in_turn
+            results = tuple(run_all(planned, split, place))
+            table = comparison.compare_recipes(str(config.dump.path), split, results, place)
+    except ThawError as error:
+        label_run("failed")
+        return Failed(message=str(error), data=error)
+    if not table.tested:
+        label_run("no model")
+        return Completed(name="NoModel", message=say_best(table), data=table)
+    label_run(f"best {table.tested[0].accuracy.mean:.4f}")
+    return Completed(message=say_best(table), data=table)
+
+
+def _run_in_turn(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
+    for each in planned:
+        try:
+            decodes = plan_decodes(each.config, split, store)
+        except ThawError:
+            decodes = None  # the run itself says why it can't start
+        ended = train(each.config, str(store.root), "inline", return_state=True)
+        yield _describe(each, ended.result(raise_on_failure=False), decodes, split, store)
+
+
+def _run_side_by_side(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
+    """Runs in processes of their own, since Keras's seeds and dtypes belong to a whole process."""
+    with ProcessPoolTaskRunner(max_workers=min(len(planned), _SIDE_BY_SIDE)) as runner:
+        futures = [
+            runner.submit(
+                train_recipe, {"config": each.config, "store": str(store.root), "dispatch": "pools"}
+            )
+            for each in planned
+        ]
+        ended = [future.result(raise_on_failure=False) for future in futures]
+    for each, outcome in zip(planned, ended, strict=True):
+        yield _describe(each, outcome, None, split, store)
+
+
+@task(name="train recipe", task_run_name="train {config.recipe}", cache_policy=NO_CACHE, persist_result=False)
+def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> State:
+    """The run of one recipe, from within another process than the comparison's."""
+    return train(config, store, dispatch, return_state=True)
+
+
+def _describe(
+    planned: PlannedRun, outcome: Any, decodes: dict[str, int] | None, split: Split, store: Store
+) -> RunResult:
+    if isinstance(outcome, Outcome):
+        return comparison.describe_run(planned, outcome, decodes, split, store)
+    return describe_failure(planned, outcome)
