@@ -117,11 +117,12 @@ def preprocess(pixels: Any, kind: Preprocessing) -> Any:
     )
 
 
-def build_architecture(name: str, input_shape: tuple[int, int, int]) -> Any:
-    """A backbone without its top and with random weights, its layers named as in a fresh process.
+def build_architecture(name: str, input_shape: tuple[int, int, int], weights: str | None = None) -> Any:
+    """A backbone without its top, its layers named as in a fresh process.
 
     Args:
         input_shape: (height, width, channels) of the preprocessed images.
+        weights: imagenet, which Keras downloads once; None for random ones.
 
     Returns:
         a Keras model from float32 (n, height, width, channels) to its last feature maps.
@@ -143,9 +144,9 @@ def build_architecture(name: str, input_shape: tuple[int, int, int]) -> Any:
     if not architecture.builder:
         return build_vgg16_mini(input_shape)
     build = getattr(keras.applications, architecture.builder)
-    model = build(weights=None, include_top=False, input_shape=input_shape)
+    model = build(weights=weights, include_top=False, input_shape=input_shape)
     _number_names(model)
-    if name.startswith("efficientnetb") and input_shape[-1] == 3:
+    if name.startswith("efficientnetb") and input_shape[-1] == 3 and weights is None:
         return _scale_after_normalization(model)
     return model
 

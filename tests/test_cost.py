@@ -1,0 +1,239 @@
+"""What a model costs, counted by hand and by Thaw; and what a run took, whoever made what it found."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import small_config
+from tests.prepared import Prepared, head_of
+from thaw.config import TrainConfig
+from thaw.cost import Spent, account_seconds, count_decodes, count_flops, plan_decodes
+from thaw.device import prepare_keras
+from thaw.dump import scan_dump
+from thaw.errors import BadCut, BadModel
+from thaw.features import cache_features
+from thaw.records import Outcome, Split, StageTime, Verdict
+from thaw.split import publish_split
+from thaw.store import Store
+
+
+@pytest.fixture(scope="module")
+def keras():
+    return prepare_keras()
+
+
+def test_a_convolution_multiplies_its_kernel_at_every_place_of_its_output(keras):
+    entry = keras.Input((9, 7, 3))
+    output = keras.layers.Conv2D(5, (3, 2), strides=2)(entry)
+    # Places (9 - 3) / 2 + 1 = 4 by (7 - 2) // 2 + 1 = 3; each of 5 outputs adds up 3 · 2 · 3 products.
+    assert count_flops(keras.Model(entry, output)) == 2 * 4 * 3 * 5 * 3 * 2 * 3
+
+
+def test_a_grouped_convolution_multiplies_within_its_groups(keras):
+    entry = keras.Input((8, 8, 6))
+    output = keras.layers.Conv2D(4, 3, padding="same", groups=2)(entry)
+    assert count_flops(keras.Model(entry, output)) == 2 * 8 * 8 * 4 * 3 * 3 * (6 // 2)
+
+
+def test_a_separable_convolution_is_a_depthwise_one_and_one_of_a_single_place(keras):
+    entry = keras.Input((8, 8, 6))
+    depthwise = keras.Model(entry, keras.layers.DepthwiseConv2D(3, padding="same")(entry))
+    assert count_flops(depthwise) == 2 * 8 * 8 * 6 * 3 * 3
+    separable = keras.Model(entry, keras.layers.SeparableConv2D(10, 3, padding="same")(entry))
+    assert count_flops(separable) == count_flops(depthwise) + 2 * 8 * 8 * 6 * 10
+
+
+def test_a_network_inside_another_counts_and_what_does_not_multiply_is_left_out(keras):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((4, 4, 2)), layers.Flatten(), layers.Dense(6, "relu")])
+    entry = keras.Input((8, 8, 1))
+    tensor = layers.Rescaling(1 / 255)(entry)
+    tensor = layers.BatchNormalization()(layers.Conv2D(2, 3, padding="same")(tensor))
+    tensor = layers.Dropout(0.5)(layers.MaxPooling2D()(tensor))
+    output = layers.Dense(1, "sigmoid")(inner(tensor))
+    assert count_flops(keras.Model(entry, output)) == 2 * (8 * 8 * 9 * 2 + 32 * 6 + 6)
+
+
+def test_a_layer_that_is_used_twice_counts_twice(keras):
+    entry = keras.Input((4,))
+    dense = keras.layers.Dense(4)
+    assert count_flops(keras.Model(entry, dense(dense(entry)))) == 2 * 2 * 4 * 4
+
+
+def test_a_part_of_a_network_counts_its_own_layers_alone(keras):
+    entry = keras.Input((4,))
+    middle = keras.layers.Dense(3)(entry)
+    whole = keras.Model(entry, keras.layers.Dense(2)(middle))
+    part = keras.Model(middle, whole.output)
+    assert (count_flops(whole), count_flops(part)) == (2 * (12 + 6), 2 * 6)
+
+
+def test_a_network_for_images_of_any_size_is_refused(keras):
+    entry = keras.Input((None, None, 3))
+    model = keras.Model(entry, keras.layers.Conv2D(2, 3, name="open")(entry))
+    with pytest.raises(BadModel, match="layer 'open'"):
+        count_flops(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("builder", "side", "gflops"),
+    # Twice the multiply-adds of the papers: 15.3 thousand million (VGG16's convolutions), 3.86 (ResNet50),
+    # 0.300 (MobileNetV2), 0.569 (MobileNet), 8.4 (Xception), 0.39 (EfficientNetB0), 0.564 (NASNet mobile).
+    [
+        ("VGG16", 224, 30.7),
+        ("ResNet50", 224, 7.72),
+        ("MobileNetV2", 224, 0.6),
+        ("MobileNet", 224, 1.138),
+        ("Xception", 299, 16.8),
+        ("EfficientNetB0", 224, 0.78),
+        ("NASNetMobile", 224, 1.128),
+    ],
+)
+def test_published_networks_have_their_published_arithmetic(keras, builder: str, side: int, gflops: float):
+    with_top = builder != "VGG16"
+    build = getattr(keras.applications, builder)
+    model = build(weights=None, include_top=with_top, input_shape=(side, side, 3))
+    assert count_flops(model) / 1e9 == pytest.approx(gflops, rel=0.015)
+    keras.backend.clear_session()
+
+
+PLATEAUED = Verdict(state="plateaued", statistic=0.0, threshold=0.1, epoch=5, reason="settled")
+
+
+def end(*stages: StageTime, head: str = "aa", fine_tuned: str | None = "bb") -> Outcome:
+    return Outcome(
+        run="run",
+        recipe="demo",
+        manifest="m",
+        split="s",
+        verdict=PLATEAUED,
+        head=head,
+        fine_tuned=fine_tuned,
+        stages=stages,
+    )
+
+
+def took(stage: str, seconds: float) -> StageTime:
+    return StageTime(stage=stage, seconds=seconds, cached=False)
+
+
+def found(stage: str) -> StageTime:
+    return StageTime(stage=stage, seconds=0.01, cached=True)
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return small_config(Path("drawn.zip"))
+
+
+@pytest.fixture
+def split() -> Split:
+    return Split(strategy="index", seed=0, classes=("cat", "dog"), train=(), validation=(), test=())
+
+
+def test_extraction_and_training_are_added_up_and_other_stages_left_out(store: Store, config, split):
+    stages = (took("scan dump", 9), took("features at block5_pool", 10), took("1 views at block4_pool", 5))
+    stages += (took("train head, budget 1", 2), took("judge convergence", 0.1))
+    stages += (took("train head, budget 2", 3), took("fine-tune after block4_pool", 40), took("release", 7))
+    assert account_seconds(config, end(*stages), split, store) == (Spent(here=15), Spent(here=45))
+
+
+def test_what_is_found_cached_took_what_its_maker_took(store: Store, config, split):
+    account_seconds(
+        config, end(took("features at block5_pool", 10), took("train head, budget 1", 2)), split, store
+    )
+    again = end(
+        found("features at block5_pool"),
+        found("train head, budget 1"),
+        took("fine-tune after block4_pool", 4),
+    )
+    assert account_seconds(config, again, split, store) == (Spent(earlier=10), Spent(here=4, earlier=2))
+
+
+def test_what_nobody_timed_is_unknown(store: Store, config, split):
+    features, training = account_seconds(
+        config, end(found("features at block5_pool"), found("train head, budget 1"), took("fine-tune after x", 4)),
+        split, store,
+    )  # fmt: skip
+    assert features == Spent(unknown=True)
+    assert training == Spent(here=4, unknown=True)
+
+
+def test_another_head_or_other_features_are_not_taken_for_those_that_were_timed(store: Store, config, split):
+    stages = ("features at block5_pool", "train head, budget 1")
+    account_seconds(config, end(*(took(stage, 5) for stage in stages)), split, store)
+    other = small_config(Path("drawn.zip"), backbone={"image_size_pixels": 96})
+    cached = tuple(found(stage) for stage in stages)
+    assert account_seconds(other, end(*cached, head="cc"), split, store) == (
+        Spent(unknown=True),
+        Spent(unknown=True),
+    )
+    shared = small_config(Path("drawn.zip"), head={"epochs": 3})
+    assert account_seconds(shared, end(*cached, head="cc"), split, store) == (
+        Spent(earlier=5),
+        Spent(unknown=True),
+    )
+
+
+def test_a_run_that_made_few_missing_rows_does_not_hide_what_all_of_them_took(store: Store, config, split):
+    for seconds in (10, 1):
+        account_seconds(config, end(took("features at block5_pool", seconds)), split, store)
+    assert account_seconds(config, end(found("features at block5_pool")), split, store)[0] == Spent(
+        earlier=10
+    )
+
+
+def test_every_image_is_decoded_once_and_once_more_for_its_views(drawn_dump: Path, store: Store):
+    config = small_config(drawn_dump, fine_tune={"views": 3})
+    split = publish_split(scan_dump(config.dump, store).value, config.split, store).value
+    assert plan_decodes(config, split, store) == {
+        "features at block5_pool": 200,
+        "3 views at block4_pool": 120,
+    }
+
+
+def test_what_the_cache_has_or_can_compute_from_a_shallower_cut_is_not_decoded(prepared: Prepared):
+    # Cached there: every image at block5_pool, and one view of those to train on at block4_pool.
+    config, split, store = prepared.config, prepared.split, prepared.store
+    head_only = config.model_copy(update={"fine_tune": ()})
+    assert plan_decodes(head_only, split, store) == {"features at block5_pool": 0}
+    on_views = config.model_copy(
+        update={"head": config.head.model_copy(update={"views": 1}), "fine_tune": ()}
+    )
+    assert plan_decodes(on_views, split, store) == {"1 views at block5_pool": 0}
+    # Only those to validate and test on are at block4_pool as well.
+    assert plan_decodes(config, split, store)["features at block5_pool"] == 120
+    more = config.fine_tune[0].model_copy(update={"views": 3})
+    planned = plan_decodes(config.model_copy(update={"fine_tune": (more,)}), split, store)
+    assert planned["3 views at block4_pool"] == 120
+
+
+def test_the_plan_is_what_extraction_then_does(drawn_dump: Path, prepared: Prepared, store: Store):
+    given = (prepared.split, prepared.config.dump, prepared.backbone, prepared.config.backbone)
+    head_only = prepared.config.model_copy(update={"fine_tune": ()})
+    assert sum(plan_decodes(head_only, prepared.split, store).values()) == 200
+    cache_features(*given, "block5_pool", store)
+    assert sum(plan_decodes(head_only, prepared.split, store).values()) == 0
+
+
+def test_a_run_that_can_not_be_cut_has_no_plan(prepared: Prepared):
+    wrong = prepared.config.fine_tune[0].model_copy(update={"cut": "block9_pool"})
+    config = prepared.config.model_copy(update={"fine_tune": (wrong,)})
+    with pytest.raises(BadCut, match="block9_pool"):
+        plan_decodes(config, prepared.split, prepared.store)
+
+
+def test_decodes_count_where_a_stage_made_something_and_fresh_views_in_every_epoch(prepared: Prepared):
+    config, split, store = prepared.config, prepared.split, prepared.store
+    address = head_of(prepared, epochs=2).value.address
+    planned = {"features at block5_pool": 200, "1 views at block4_pool": 120}
+    outcome = end(took("features at block5_pool", 1), found("1 views at block4_pool"), head=address)
+    assert count_decodes(config, outcome, planned, split, store) == 200
+    assert count_decodes(config, outcome, None, split, store) is None
+    nothing = end(found("features at block5_pool"), head=address)
+    assert count_decodes(config, nothing, None, split, store) == 0
+    fresh = config.model_copy(update={"head": config.head.model_copy(update={"views": "fresh"})})
+    trained = dataclasses.replace(outcome, stages=(*outcome.stages, took("train head, budget 1", 1)))
+    assert count_decodes(fresh, trained, planned, split, store) == 200 + 2 * 120
