@@ -9,8 +9,9 @@ demo: $(READY)
 	$(VENV)/bin/thaw demo
 
 # The fast tests, and those on real images where THAW_SHARED, or a folder `shared` beside the project, has them.
+# Two at a time, file by file: much of what they do is waiting for servers and workers.
 test: $(READY)
-	$(VENV)/bin/python -m pytest --durations=15
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 fast: $(READY)
 	$(VENV)/bin/python -m pytest -m "not real and not slow"

@@ -9,7 +9,9 @@ import yaml
 from thaw.config import TrainConfig
 from thaw.errors import BadConfig
 
-DumpOption = Annotated[Path, typer.Option("--dump", help="Zip archive or folder of labelled images.")]
+DumpOption = Annotated[
+    Path, typer.Option("--dump", help="Zip archive, folder, or NumPy archive of labelled images.")
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")]
 WeightsOption = Annotated[
     str | None, typer.Option("--weights", help="imagenet, drawings, random, or the path of a file.")

@@ -91,6 +91,9 @@ def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> State:
 def _describe(
     planned: PlannedRun, outcome: Any, decodes: dict[str, int] | None, split: Split, store: Store
 ) -> RunResult:
-    if isinstance(outcome, Outcome):
+    if not isinstance(outcome, Outcome):
+        return describe_failure(planned, outcome)
+    try:
         return comparison.describe_run(planned, outcome, decodes, split, store)
-    return describe_failure(planned, outcome)
+    except ThawError as error:
+        return describe_failure(planned, error)

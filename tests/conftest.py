@@ -17,6 +17,16 @@ from thaw.drawings import draw_dump
 from thaw.store import Store
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that workers which share the tests end together."""
+
+    def find_files(mark: str) -> set[Path]:
+        return {item.path for item in items if item.get_closest_marker(mark)}
+
+    real, slow = find_files("real"), find_files("slow")
+    items.sort(key=lambda item: (item.path not in real, item.path not in slow))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with the real images and weights; tests that need it are skipped where it is absent."""

@@ -142,7 +142,7 @@ def test_the_form_of_a_run_explains_its_fields(screen: Screen, server: Server, m
     screen.open(f"deployments/deployment/{deployment['id']}/run", sees="promotion")
     for words in (
         "How much lower its test accuracy may be",
-        "A zip archive or a folder of labelled images",
+        "A zip archive, a folder or a NumPy archive of labelled images",
         "Whose settings to start from",
     ):
         assert words in screen.text

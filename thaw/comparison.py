@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from thaw.config import DumpConfig, Section, TrainConfig, build_config
-from thaw.cost import ModelCost, Spent, account_seconds, count_decodes, measure_model
+from thaw.cost import ModelCost, Spent, account_seconds, average_spent, count_decodes, measure_model
 from thaw.errors import BadConfig, NoSuchModel, ThawError, UnlikeSplits
 from thaw.promotion import Comparison, compare
 from thaw.recipe import overlay
@@ -231,10 +231,8 @@ def build_table(dump: str, split: Split, runs: Sequence[RunResult], store: Store
                 f"{run.name} was run on split {run.split}, the comparison is of split {digest}. "
                 "Recipes can be compared on one split only; run the comparison again."
             )
-    grouped = {
-        name: [run for run in runs if run.name == name] for name in dict.fromkeys(r.name for r in runs)
-    }
-    recipes = order_recipes([summarise_runs(each) for each in grouped.values()])
+    names = dict.fromkeys(run.name for run in runs)
+    recipes = order_recipes([summarise_runs([run for run in runs if run.name == name]) for name in names])
     return ComparisonTable(
         dump=dump,
         split=digest,
@@ -277,8 +275,8 @@ def summarise_runs(runs: Sequence[RunResult]) -> RecipeResult:
         auc=_average(run.metrics.auc for run in tested),
         val_accuracy=_average(run.val_accuracy for run in runs),
         model=tested[0].model if tested else None,
-        extraction=_average_spent(run.extraction for run in runs),
-        training=_average_spent(run.training for run in runs),
+        extraction=average_spent([run.extraction for run in runs if run.extraction]),
+        training=average_spent([run.training for run in runs if run.training]),
         images_decoded=_add_decodes(runs),
     )
 
@@ -310,17 +308,6 @@ def _average(values: Iterable[float | None]) -> Figure | None:
     return Figure(mean=statistics.fmean(known), deviation=deviation)
 
 
-def _average_spent(values: Iterable[Spent | None]) -> Spent | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return Spent(
-        here=statistics.fmean(spent.here for spent in known),
-        earlier=statistics.fmean(spent.earlier for spent in known),
-        unknown=any(spent.unknown for spent in known),
-    )
-
-
 def _add_decodes(runs: Sequence[RunResult]) -> int | None:
     """What all runs decoded that came to an end; None where one of them can't tell."""
     counts = [run.images_decoded for run in runs if run.run]
@@ -338,13 +325,12 @@ def _bound_accuracy(accuracy: float, images: int) -> tuple[float, float]:
 def _compare_neighbours(recipes: Sequence[RecipeResult], store: Store) -> Iterator[Pair]:
     tested = [recipe for recipe in recipes if recipe.accuracy]
     for better, worse in itertools.pairwise(tested):
-        both = ({run.seed: run.run for run in recipe.runs if run.metrics} for recipe in (better, worse))
-        first, second = both
-        seeds = sorted(first.keys() & second.keys())
-        if seeds:
-            theirs, ours = (_read_evaluation(runs[seeds[0]], store) for runs in (second, first))
-            comparison = compare(theirs, ours)
-            yield Pair(better=better.name, worse=worse.name, seed=seeds[0], comparison=comparison)
+        ours, theirs = (
+            {run.seed: run.run for run in recipe.runs if run.metrics} for recipe in (better, worse)
+        )
+        for seed in sorted(ours.keys() & theirs.keys())[:1]:
+            comparison = compare(*(_read_evaluation(runs[seed], store) for runs in (theirs, ours)))
+            yield Pair(better=better.name, worse=worse.name, seed=seed, comparison=comparison)
 
 
 def _read_evaluation(run: str, store: Store) -> Evaluation:

@@ -5,58 +5,48 @@ A recipe (`recipes/*.yaml`) fills every section; what a user gives on top wins, 
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from thaw.architectures import ARCHITECTURES, Preprocessing
-from thaw.errors import BadConfig
-from thaw.faults import explain_fault
-from thaw.networks import NETWORKS
 from thaw.recipe import list_recipes, overlay, read_recipe
+from thaw.section import RecipeSection, Section, build_section
+from thaw.training_config import GateConfig, HeadConfig, OptimizerConfig, PhaseConfig, TrainingConfig, Views
 
-SomeSection = TypeVar("SomeSection", bound="Section")
+__all__ = [
+    "NO_BACKBONE",
+    "WEIGHTS",
+    "AugmentationConfig",
+    "BackboneConfig",
+    "DumpConfig",
+    "GateConfig",
+    "HeadConfig",
+    "Layout",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "PromotionConfig",
+    "Section",
+    "SplitConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "Views",
+    "build_config",
+    "build_section",
+]
+
 WEIGHTS = ("imagenet", "drawings", "random")
 # A backbone of no layers: nothing is frozen, and the head is the whole network.
 NO_BACKBONE = "none"
 
 BackboneName = Literal[(NO_BACKBONE, *ARCHITECTURES)]
-NetworkName = Literal[("dense", *NETWORKS)]
-Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
-_VIEWS = (
-    "Augmented views of each image, cached, that epochs cycle through; 0 trains on the image itself; "
-    "fresh draws new ones each epoch, and pays for them each epoch."
-)
-
 Layout = Literal["auto", "flat", "class_folders", "ready_splits"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and unknown keys are refused."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        model_title_generator=lambda section: section.__name__.removesuffix("Config"),
-    )
-
-
-def _hide_defaults(schema: dict[str, Any]) -> None:
-    """Leave the fields of a form empty: what a form shows it sends, and the recipe would never be asked."""
-    for field in schema["properties"].values():
-        field.pop("default", None)
-
-
-class RecipeSection(Section):
-    """A section that a recipe fills; what the recipe leaves out has the default here."""
-
-    model_config = ConfigDict(json_schema_extra=_hide_defaults)
 
 
 class DumpConfig(Section):
     """Where the labelled images are."""
 
-    path: Path = Field(description="A zip archive or a folder of labelled images.")
+    path: Path = Field(description="A zip archive, a folder or a NumPy archive of labelled images.")
     layout: Layout = Field(
         "auto",
         description="flat: cat.123.jpg; class_folders: cats/1.jpg; ready_splits: train/cats/1.jpg "
@@ -162,112 +152,6 @@ class AugmentationConfig(RecipeSection):
     seed: int = Field(0, ge=0, description="Another seed draws other views.")
 
 
-class OptimizerConfig(RecipeSection):
-    """How weights are moved, and how the step size changes on the way."""
-
-    name: Literal["rmsprop", "sgd", "adam"] = Field("rmsprop", description="Keras optimizer.")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Step size at the start.")
-    momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
-    schedule: Literal["constant", "exponential", "cosine", "plateau"] = Field(
-        "constant",
-        description="exponential: times decay_rate every decay_steps steps; cosine: down to nothing over the "
-        "budget; plateau: times decay_rate after plateau_epochs without a better validation.",
-    )
-    decay_rate: float = Field(0.5, gt=0, lt=1, description="Factor of the schedules exponential and plateau.")
-    decay_steps: int = Field(1000, ge=1, description="Steps of schedule exponential, taken as stairs.")
-    plateau_epochs: int = Field(5, ge=1, le=1000, description="Patience of schedule plateau.")
-
-
-class TrainingConfig(RecipeSection):
-    """What training a head and training what thaws behind it have in common."""
-
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
-    views: Views = Field(0, description=_VIEWS)
-    patience_epochs: int | None = Field(
-        None,
-        ge=1,
-        le=1000,
-        description="Stop after so many epochs without a better validation; null never stops for that.",
-    )
-    monitor: Literal["val_loss", "val_accuracy"] = Field(
-        "val_loss", description="What makes a validation better. The best epoch's weights are kept."
-    )
-    min_improvement: float = Field(
-        0.0, ge=0, le=1, description="Of what is monitored: less than this does not reset the patience."
-    )
-    l1: float = Field(0.0, ge=0, le=1, description="Weight of the absolute penalty on kernels that train.")
-    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on kernels that train.")
-    seed: int = Field(
-        0, ge=0, description="Of the order of images, of dropout, and of a head's first weights."
-    )
-
-
-class HeadConfig(TrainingConfig):
-    """The classifier on the backbone's features; without a backbone, the whole network."""
-
-    network: NetworkName = Field(
-        "dense", description="dense, or the convolutions of a published network that learns from pixels."
-    )
-    pooling: Literal["flatten", "average"] = Field(
-        "flatten", description="How maps become one row of numbers; average takes the mean of each map."
-    )
-    dense_units: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
-        (256,), description="Units of each hidden dense layer; a single number for one, [] for none."
-    )
-    activation: Literal["relu", "linear", "tanh"] = Field("relu", description="Of the hidden dense layers.")
-    input_dropout: float = Field(
-        0.0, ge=0, lt=1, description="Share dropped of what enters the dense layers."
-    )
-    dropout: float = Field(0.5, ge=0, lt=1, description="Share dropped after each hidden dense layer.")
-    epochs: int = Field(50, ge=1, le=10_000, description="Budget; the gate may grant more of the same size.")
-    stop: Literal["when_converged", "at_budget"] = Field(
-        "when_converged", description="when_converged ends training once the gate's verdict is settled."
-    )
-
-    @field_validator("dense_units", mode="before")
-    @classmethod
-    def _one_layer(cls, units: Any) -> Any:
-        return (units,) if isinstance(units, int) else units
-
-
-class GateConfig(RecipeSection):
-    """When a head counts as converged, so that the backbone may thaw."""
-
-    patience_epochs: int = Field(5, ge=2, le=1000, description="Epochs without improvement beyond noise.")
-    min_improvement_nats: float = Field(
-        0.002, ge=0, le=1, description="Validation loss must fall by more than this in that time to count."
-    )
-    noise_multiplier: float = Field(
-        1.0, ge=0, le=10, description="Times the standard deviation of val loss about its own trend."
-    )
-    max_extensions: int = Field(2, ge=0, le=100, description="Further budgets for a head still improving.")
-    override_gate: bool = Field(
-        False, description="Fine-tune even from an unconverged head. The report and the model say so."
-    )
-
-
-class PhaseConfig(TrainingConfig):
-    """One phase of fine-tuning: what thaws, and how it is trained."""
-
-    cut: str | int = Field(
-        "block4_pool",
-        description="Layers after this one thaw; what comes before stays frozen. A number is the index of the "
-        "first layer that thaws; pixels thaws everything.",
-    )
-    epochs: int = Field(20, ge=0, le=10_000, description="Budget. 0 leaves the phase out.")
-    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
-    patience_epochs: int | None = Field(
-        3, ge=1, le=1000, description=TrainingConfig.model_fields["patience_epochs"].description
-    )
-    depth_factor: float = Field(
-        1.0, gt=0, le=1, description="Step size of each stage of the backbone, as a share of that above it."
-    )
-    precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
-        "auto", description="Of training. auto computes in bfloat16 on a GPU that multiplies it faster."
-    )
-
-
 class TrainConfig(Section):
     """Everything that decides a run. Sections left out come from the recipe, as do keys left out of them."""
 
@@ -341,15 +225,3 @@ def build_config(settings: Mapping[str, Any]) -> TrainConfig:
         BadConfig: a key is unknown or a value out of bounds; one line per fault, with the nearest valid one.
     """
     return build_section(TrainConfig, settings)
-
-
-def build_section(section: type[SomeSection], settings: Mapping[str, Any]) -> SomeSection:
-    """One checked section of the configuration.
-
-    Raises:
-        BadConfig: as `build_config` does.
-    """
-    try:
-        return section.model_validate(settings)
-    except ValidationError as error:
-        raise BadConfig("\n".join(explain_fault(section, fault) for fault in error.errors())) from None

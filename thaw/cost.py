@@ -3,9 +3,10 @@
 import itertools
 import math
 import re
+import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from thaw.backbone import cut_points, find_cut, load_backbone, order_cuts
@@ -113,20 +114,27 @@ def account_seconds(config: TrainConfig, outcome: Outcome, split: Split, store: 
         seen[stage.stage] += 1
         address = _address_stage(stage, seen[stage.stage], config, outcome, split)
         known = store.read("stage-costs", address, StageCost)
-        before = spent[kind]
         if not stage.cached:
             if known is None or known.seconds < stage.seconds:
                 store.publish("stage-costs", address, StageCost(stage=stage.stage, seconds=stage.seconds))
-            spent[kind] = Spent(
-                here=before.here + stage.seconds, earlier=before.earlier, unknown=before.unknown
-            )
+            change = {"here": spent[kind].here + stage.seconds}
+        elif known:
+            change = {"earlier": spent[kind].earlier + known.seconds}
         else:
-            spent[kind] = Spent(
-                here=before.here,
-                earlier=before.earlier + (known.seconds if known else 0.0),
-                unknown=before.unknown or known is None,
-            )
+            change = {"unknown": True}
+        spent[kind] = replace(spent[kind], **change)
     return spent[_EXTRACTS], spent[_TRAINS]
+
+
+def average_spent(spent: Sequence[Spent]) -> Spent | None:
+    """The mean over several runs, or None of none."""
+    if not spent:
+        return None
+    return Spent(
+        here=statistics.fmean(each.here for each in spent),
+        earlier=statistics.fmean(each.earlier for each in spent),
+        unknown=any(each.unknown for each in spent),
+    )
 
 
 def plan_decodes(config: TrainConfig, split: Split, store: Store) -> dict[str, int]:

@@ -1,0 +1,121 @@
+"""The settings of training: the head, the gate, and the phases behind it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from thaw.networks import NETWORKS
+from thaw.section import RecipeSection
+
+NetworkName = Literal[("dense", *NETWORKS)]
+Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
+_VIEWS = (
+    "Augmented views of each image, cached, that epochs cycle through; 0 trains on the image itself; "
+    "fresh draws new ones each epoch, and pays for them each epoch."
+)
+
+
+class OptimizerConfig(RecipeSection):
+    """How weights are moved, and how the step size changes on the way."""
+
+    name: Literal["rmsprop", "sgd", "adam"] = Field("rmsprop", description="Keras optimizer.")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="Step size at the start.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
+    schedule: Literal["constant", "exponential", "cosine", "plateau"] = Field(
+        "constant",
+        description="exponential: times decay_rate every decay_steps steps; cosine: down to nothing over the "
+        "budget; plateau: times decay_rate after plateau_epochs without a better validation.",
+    )
+    decay_rate: float = Field(0.5, gt=0, lt=1, description="Factor of the schedules exponential and plateau.")
+    decay_steps: int = Field(1000, ge=1, description="Steps of schedule exponential, taken as stairs.")
+    plateau_epochs: int = Field(5, ge=1, le=1000, description="Patience of schedule plateau.")
+
+
+class TrainingConfig(RecipeSection):
+    """What training a head and training what thaws behind it have in common."""
+
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    batch_size: int = Field(32, ge=1, le=4096, description="Images per step.")
+    views: Views = Field(0, description=_VIEWS)
+    patience_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Stop after so many epochs without a better validation; null never stops for that.",
+    )
+    monitor: Literal["val_loss", "val_accuracy"] = Field(
+        "val_loss", description="What makes a validation better. The best epoch's weights are kept."
+    )
+    min_improvement: float = Field(
+        0.0, ge=0, le=1, description="Of what is monitored: less than this does not reset the patience."
+    )
+    l1: float = Field(0.0, ge=0, le=1, description="Weight of the absolute penalty on kernels that train.")
+    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on kernels that train.")
+    seed: int = Field(
+        0, ge=0, description="Of the order of images, of dropout, and of a head's first weights."
+    )
+
+
+class HeadConfig(TrainingConfig):
+    """The classifier on the backbone's features; without a backbone, the whole network."""
+
+    network: NetworkName = Field(
+        "dense", description="dense, or the convolutions of a published network that learns from pixels."
+    )
+    pooling: Literal["flatten", "average"] = Field(
+        "flatten", description="How maps become one row of numbers; average takes the mean of each map."
+    )
+    dense_units: tuple[Annotated[int, Field(ge=1, le=8192)], ...] = Field(
+        (256,), description="Units of each hidden dense layer; a single number for one, [] for none."
+    )
+    activation: Literal["relu", "linear", "tanh"] = Field("relu", description="Of the hidden dense layers.")
+    input_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share dropped of what enters the dense layers."
+    )
+    dropout: float = Field(0.5, ge=0, lt=1, description="Share dropped after each hidden dense layer.")
+    epochs: int = Field(50, ge=1, le=10_000, description="Budget; the gate may grant more of the same size.")
+    stop: Literal["when_converged", "at_budget"] = Field(
+        "when_converged", description="when_converged ends training once the gate's verdict is settled."
+    )
+
+    @field_validator("dense_units", mode="before")
+    @classmethod
+    def _one_layer(cls, units: Any) -> Any:
+        return (units,) if isinstance(units, int) else units
+
+
+class GateConfig(RecipeSection):
+    """When a head counts as converged, so that the backbone may thaw."""
+
+    patience_epochs: int = Field(5, ge=2, le=1000, description="Epochs without improvement beyond noise.")
+    min_improvement_nats: float = Field(
+        0.002, ge=0, le=1, description="Validation loss must fall by more than this in that time to count."
+    )
+    noise_multiplier: float = Field(
+        1.0, ge=0, le=10, description="Times the standard deviation of val loss about its own trend."
+    )
+    max_extensions: int = Field(2, ge=0, le=100, description="Further budgets for a head still improving.")
+    override_gate: bool = Field(
+        False, description="Fine-tune even from an unconverged head. The report and the model say so."
+    )
+
+
+class PhaseConfig(TrainingConfig):
+    """One phase of fine-tuning: what thaws, and how it is trained."""
+
+    cut: str | int = Field(
+        "block4_pool",
+        description="Layers after this one thaw; what comes before stays frozen. A number is the index of the "
+        "first layer that thaws; pixels thaws everything.",
+    )
+    epochs: int = Field(20, ge=0, le=10_000, description="Budget. 0 leaves the phase out.")
+    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    patience_epochs: int | None = Field(
+        3, ge=1, le=1000, description=TrainingConfig.model_fields["patience_epochs"].description
+    )
+    depth_factor: float = Field(
+        1.0, gt=0, le=1, description="Step size of each stage of the backbone, as a share of that above it."
+    )
+    precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
+        "auto", description="Of training. auto computes in bfloat16 on a GPU that multiplies it faster."
+    )
