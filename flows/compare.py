@@ -17,7 +17,7 @@ from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.comparison import CompareConfig, PlannedRun, RunResult, describe_failure, list_runs
 from thaw.config import TrainConfig
-from thaw.cost import plan_decodes
+from thaw.cost import Pass, plan_passes
 from thaw.errors import ThawError
 from thaw.records import Outcome, Split
 from thaw.report.comparison import say_best
@@ -61,11 +61,11 @@ def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "i
 def _run_in_turn(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
     for each in planned:
         try:
-            decodes = plan_decodes(each.config, split, store)
+            passes = plan_passes(each.config, split, store)
         except ThawError:
-            decodes = None  # the run itself says why it can't start
+            passes = None  # the run itself says why it can't start
         ended = train(each.config, str(store.root), "inline", return_state=True)
-        yield _describe(each, ended.result(raise_on_failure=False), decodes, split, store)
+        yield _describe(each, ended.result(raise_on_failure=False), passes, split, store)
 
 
 def _run_side_by_side(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
@@ -89,11 +89,11 @@ def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> State:
 
 
 def _describe(
-    planned: PlannedRun, outcome: Any, decodes: dict[str, int] | None, split: Split, store: Store
+    planned: PlannedRun, outcome: Any, passes: dict[str, Pass] | None, split: Split, store: Store
 ) -> RunResult:
     if not isinstance(outcome, Outcome):
         return describe_failure(planned, outcome)
     try:
-        return comparison.describe_run(planned, outcome, decodes, split, store)
+        return comparison.describe_run(planned, outcome, passes, split, store)
     except ThawError as error:
         return describe_failure(planned, error)

@@ -13,6 +13,7 @@ from tasks.screen import show
 from tasks.stage import stage
 from thaw import comparison
 from thaw.comparison import ComparisonTable, PlannedRun, RunResult
+from thaw.cost import Pass
 from thaw.records import Made, Outcome, Split
 from thaw.report.comparison import list_rows, publish_comparison, say_best
 from thaw.store import Store
@@ -20,9 +21,9 @@ from thaw.store import Store
 
 @stage("cost of {planned.name}", retries=1)
 def describe_run(
-    planned: PlannedRun, outcome: Outcome, decodes: Mapping[str, int] | None, split: Split, store: Store
+    planned: PlannedRun, outcome: Outcome, passes: Mapping[str, Pass] | None, split: Split, store: Store
 ) -> Made[RunResult]:
-    return comparison.describe_run(planned, outcome, decodes, split, store)
+    return comparison.describe_run(planned, outcome, passes, split, store)
 
 
 def _show_table(table: ComparisonTable) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import small_config
 from tests.prepared import Prepared, head_of
 from thaw.config import TrainConfig
-from thaw.cost import Spent, account_seconds, count_decodes, count_flops, plan_decodes
+from thaw.cost import Spent, account_seconds, count_decodes, count_flops, plan_passes
 from thaw.device import prepare_keras
 from thaw.dump import scan_dump
 from thaw.errors import BadCut, BadModel
@@ -188,7 +188,7 @@ def test_a_run_that_made_few_missing_rows_does_not_hide_what_all_of_them_took(st
 def test_every_image_is_decoded_once_and_once_more_for_its_views(drawn_dump: Path, store: Store):
     config = small_config(drawn_dump, fine_tune={"views": 3})
     split = publish_split(scan_dump(config.dump, store).value, config.split, store).value
-    assert plan_decodes(config, split, store) == {
+    assert plan_passes(config, split, store) == {
         "features at block5_pool": 200,
         "3 views at block4_pool": 120,
     }
@@ -198,31 +198,31 @@ def test_what_the_cache_has_or_can_compute_from_a_shallower_cut_is_not_decoded(p
     # Cached there: every image at block5_pool, and one view of those to train on at block4_pool.
     config, split, store = prepared.config, prepared.split, prepared.store
     head_only = config.model_copy(update={"fine_tune": ()})
-    assert plan_decodes(head_only, split, store) == {"features at block5_pool": 0}
+    assert plan_passes(head_only, split, store) == {"features at block5_pool": 0}
     on_views = config.model_copy(
         update={"head": config.head.model_copy(update={"views": 1}), "fine_tune": ()}
     )
-    assert plan_decodes(on_views, split, store) == {"1 views at block5_pool": 0}
+    assert plan_passes(on_views, split, store) == {"1 views at block5_pool": 0}
     # Only those to validate and test on are at block4_pool as well.
-    assert plan_decodes(config, split, store)["features at block5_pool"] == 120
+    assert plan_passes(config, split, store)["features at block5_pool"] == 120
     more = config.fine_tune[0].model_copy(update={"views": 3})
-    planned = plan_decodes(config.model_copy(update={"fine_tune": (more,)}), split, store)
+    planned = plan_passes(config.model_copy(update={"fine_tune": (more,)}), split, store)
     assert planned["3 views at block4_pool"] == 120
 
 
 def test_the_plan_is_what_extraction_then_does(drawn_dump: Path, prepared: Prepared, store: Store):
     given = (prepared.split, prepared.config.dump, prepared.backbone, prepared.config.backbone)
     head_only = prepared.config.model_copy(update={"fine_tune": ()})
-    assert sum(plan_decodes(head_only, prepared.split, store).values()) == 200
+    assert sum(plan_passes(head_only, prepared.split, store).values()) == 200
     cache_features(*given, "block5_pool", store)
-    assert sum(plan_decodes(head_only, prepared.split, store).values()) == 0
+    assert sum(plan_passes(head_only, prepared.split, store).values()) == 0
 
 
 def test_a_run_that_can_not_be_cut_has_no_plan(prepared: Prepared):
     wrong = prepared.config.fine_tune[0].model_copy(update={"cut": "block9_pool"})
     config = prepared.config.model_copy(update={"fine_tune": (wrong,)})
     with pytest.raises(BadCut, match="block9_pool"):
-        plan_decodes(config, prepared.split, prepared.store)
+        plan_passes(config, prepared.split, prepared.store)
 
 
 def test_decodes_count_where_a_stage_made_something_and_fresh_views_in_every_epoch(prepared: Prepared):

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from thaw.cuts import split_model
 
 from flows.method import check_phases
 from tests.conftest import small_config
@@ -12,6 +11,7 @@ from tests.prepared import Prepared, head_of
 from thaw.backbone import build_backbone
 from thaw.config import OptimizerConfig, PhaseConfig
 from thaw.convergence import judge_convergence
+from thaw.cuts import split_model
 from thaw.device import list_layers
 from thaw.errors import BadConfig, BadCut
 from thaw.features import cache_features
@@ -76,6 +76,18 @@ def test_deeper_stages_take_smaller_steps(prepared: Prepared):
         np.testing.assert_allclose(
             uneven[name] - before[name], share * (even[name] - before[name]), rtol=1e-2, atol=1e-7
         )
+
+
+def test_a_phase_with_smaller_steps_below_goes_on_as_if_it_had_not_been_cut_off(prepared: Prepared):
+    head, gradual = head_of(prepared).value, {"depth_factor": 0.3, "patience_epochs": None}
+    whole = thaw_after(prepared, "block3_pool", head, epochs=4, **gradual)
+    halves = PhaseConfig(cut="block3_pool", epochs=2, optimizer=GENTLE, **gradual)
+    given = (prepared.split, prepared.config.dump, prepared.backbone, prepared.config.backbone)
+    features = cache_features(*given, "block3_pool", prepared.store).value
+    tuned = fine_tune(
+        head, features, prepared.backbone, prepared.config.backbone, halves, prepared.store, budget=2
+    ).value
+    assert tuned.history == whole.history
 
 
 def test_a_penalty_shrinks_the_kernels_that_thaw(prepared: Prepared):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from thaw.config import DumpConfig, Section, TrainConfig, build_config
-from thaw.cost import ModelCost, Spent, account_seconds, average_spent, count_decodes, measure_model
+from thaw.cost import ModelCost, Pass, Spent, account_seconds, average_spent, count_decodes, measure_model
 from thaw.errors import BadConfig, NoSuchModel, ThawError, UnlikeSplits
 from thaw.promotion import Comparison, compare
 from thaw.recipe import overlay
@@ -176,15 +176,14 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
 
 
 def describe_run(
-    planned: PlannedRun, outcome: Outcome, decodes: Mapping[str, int] | None, split: Split, store: Store
+    planned: PlannedRun, outcome: Outcome, passes: Mapping[str, Pass] | None, split: Split, store: Store
 ) -> Made[RunResult]:
     """The figures and the cost of a run that came to an end.
 
     Args:
-        decodes: images that extraction had to decode, by stage, as `plan_decodes` found it before the run; None
-            where nobody looked.
+        passes: what extraction had to do, as `plan_passes` found it before the run; None where nobody looked.
     """
-    extraction, training = account_seconds(planned.config, outcome, split, store)
+    extraction, training = account_seconds(planned.config, outcome, passes, split, store)
     model = None if outcome.withheld else measure_model(outcome, store)
     result = RunResult(
         name=planned.name,
@@ -199,7 +198,7 @@ def describe_run(
         model=model and model.value,
         extraction=extraction,
         training=training,
-        images_decoded=count_decodes(planned.config, outcome, decodes, split, store),
+        images_decoded=count_decodes(planned.config, outcome, passes, split, store),
     )
     note = model.note if model else f"gate closed: {result.reason}"
     return Made(value=result, reused=bool(model and model.reused), note=note)

@@ -63,6 +63,19 @@ class Spent(Record):
         return None if self.unknown else self.here + self.earlier
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """What a stage of extraction is for: so many images, of which so many have to be decoded."""
+
+    images: int
+    decodes: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of it is cached."""
+        return self.images == self.decodes
+
+
 def count_flops(model: Any) -> int:
     """Floating-point operations of one forward pass over one image, counted from the layers' graph.
 
@@ -99,11 +112,16 @@ def measure_model(outcome: Outcome, store: Store) -> Made[ModelCost]:
     return Made(value=cost, reused=False, note=_note(cost))
 
 
-def account_seconds(config: TrainConfig, outcome: Outcome, split: Split, store: Store) -> tuple[Spent, Spent]:
+def account_seconds(
+    config: TrainConfig, outcome: Outcome, planned: Mapping[str, Pass] | None, split: Split, store: Store
+) -> tuple[Spent, Spent]:
     """What extraction took, and what training took.
 
-    What a stage took that made its output is kept in the store, for the runs that find that output cached.
-    Of an output that several runs made parts of, the longest time is kept.
+    What a stage took that made all of its output is kept in the store, for runs that find some of it cached.
+
+    Args:
+        planned: as `plan_passes` found it before the run; None where nobody looked, and then no time of an
+            extraction is kept, since rows that were cached may have shortened it.
     """
     spent = {_EXTRACTS: Spent(), _TRAINS: Spent()}
     seen: Counter[str] = Counter()
@@ -113,16 +131,19 @@ def account_seconds(config: TrainConfig, outcome: Outcome, split: Split, store: 
             continue
         seen[stage.stage] += 1
         address = _address_stage(stage, seen[stage.stage], config, outcome, split)
+        here = 0.0 if stage.cached else stage.seconds
+        passes = Pass(images=0, decodes=0) if kind is _TRAINS else (planned or {}).get(stage.stage)
+        if here and passes and passes.is_whole:
+            store.publish("stage-costs", address, StageCost(stage=stage.stage, seconds=here))
         known = store.read("stage-costs", address, StageCost)
-        if not stage.cached:
-            if known is None or known.seconds < stage.seconds:
-                store.publish("stage-costs", address, StageCost(stage=stage.stage, seconds=stage.seconds))
-            change = {"here": spent[kind].here + stage.seconds}
-        elif known:
-            change = {"earlier": spent[kind].earlier + known.seconds}
-        else:
-            change = {"unknown": True}
-        spent[kind] = replace(spent[kind], **change)
+        in_part = stage.cached or (passes is not None and not passes.is_whole)
+        earlier = max(known.seconds - here, 0.0) if known and in_part else 0.0
+        before = spent[kind]
+        spent[kind] = Spent(
+            here=before.here + here,
+            earlier=before.earlier + earlier,
+            unknown=before.unknown or (in_part and known is None),
+        )
     return spent[_EXTRACTS], spent[_TRAINS]
 
 
@@ -137,8 +158,8 @@ def average_spent(spent: Sequence[Spent]) -> Spent | None:
     )
 
 
-def plan_decodes(config: TrainConfig, split: Split, store: Store) -> dict[str, int]:
-    """Images that each stage of extraction has to decode, by its title, as the cache is now.
+def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pass]:
+    """What each stage of extraction has to do, by its title, as the cache is now.
 
     An image is decoded where a row of it can't be computed from features at a shallower cut; once for all
     its views.
@@ -147,47 +168,46 @@ def plan_decodes(config: TrainConfig, split: Split, store: Store) -> dict[str, i
         BadWeights, BadConfig, BadCut: the run can't start.
     """
     backbone = load_backbone(config.backbone, store).value
-    end = (backbone.end, config.head.views)
-    stages = [end, *((phase.cut, phase.views) for phase in config.fine_tune)]
+    order = order_cuts(backbone)
+    stages = [(backbone.end, config.head.views), *((phase.cut, phase.views) for phase in config.fine_tune)]
     cuts = [find_cut(backbone, cut) for cut, _ in stages]
-    planned: dict[str, int] = {}
-    covered: set[tuple[bool, Key]] = set()
-    for number, (cut, views) in enumerate(stages):
-        title = f"{views} views at {cut}" if views else f"features at {cut}"
-        # The head's pass fills the cuts of the phases as well.
-        reached = cuts if number == 0 else [cuts[number]]
-        shallowest = min(reached, key=order_cuts(backbone).index)
-        sides = ("validation", "test") if views else ("train", "validation", "test")
-        rows = {False: [(row.sha256, 0) for side in sides for row in split.rows(side)]}
-        numbers = range(1, views + 1) if isinstance(views, int) else ()
-        rows[True] = [(row.sha256, view) for row in split.train for view in numbers]
-        decoded = 0
-        for augmented, wanted in rows.items():
-            missing = [key for key in wanted if (augmented, key) not in covered]
+    planned: dict[str, Pass] = {}
+    # How shallow a cut earlier stages of the run reach, for each row.
+    reached: dict[tuple[bool, Key], int] = {}
+    for (cut, views), own in zip(stages, cuts, strict=True):
+        # The head's pass, which comes first, fills the cuts of the phases as well.
+        shallowest = own if reached else min(cuts, key=order.index)
+        images = decodes = 0
+        for augmented, wanted in _list_rows(split, views).items():
+            depth = order.index(shallowest)
+            absent = [key for key in wanted if reached.get((augmented, key), len(order)) > depth]
+            reached |= {(augmented, key): depth for key in absent}
+            images += _count_images(absent)
             augmentation = config.augmentation if augmented else None
-            for start in cut_points(backbone, shallowest):
+            for start in cut_points(backbone, shallowest) if absent else ():
                 space = describe_space(backbone, config.backbone, start, store, augmentation)
-                missing = SpaceFolder(store, space).missing(missing) if missing else []
-            covered |= {(augmented, key) for key in missing}
-            decoded += len({sha256 for sha256, _ in missing})
-        planned[title] = planned.get(title, 0) + decoded
+                absent = SpaceFolder(store, space).missing(absent)
+            decodes += _count_images(absent)
+        planned[f"{views} views at {cut}" if views else f"features at {cut}"] = Pass(
+            images=images, decodes=decodes
+        )
     return planned
 
 
 def count_decodes(
-    config: TrainConfig, outcome: Outcome, planned: Mapping[str, int] | None, split: Split, store: Store
+    config: TrainConfig, outcome: Outcome, planned: Mapping[str, Pass] | None, split: Split, store: Store
 ) -> int | None:
     """Images that a run decoded to learn from: those that extraction had to, and each fresh view of each epoch.
 
     None where that can't be told: of several phases on fresh views, the epochs of the last alone are known.
 
     Args:
-        planned: as `plan_decodes` found it before the run; None where nobody looked.
+        planned: as `plan_passes` found it before the run; None where nobody looked.
     """
     made = list(dict.fromkeys(stage.stage for stage in outcome.stages if not stage.cached))
     if planned is None and any(_EXTRACTS.match(title) for title in made):
         return None
-    decoded = sum(planned.get(title, 0) for title in made) if planned else 0
+    decoded = sum(planned[title].decodes for title in made if title in planned) if planned else 0
     if config.head.views == "fresh" and any(title.startswith("train head") for title in made):
         decoded += _count_epochs(outcome.head, store) * len(split.train)
     fresh = any(phase.views == "fresh" for phase in config.fine_tune)
@@ -196,6 +216,20 @@ def count_decodes(
             return None
         decoded += _count_epochs(outcome.fine_tuned, store) * len(split.train)
     return decoded
+
+
+def _list_rows(split: Split, views: int | str) -> dict[bool, list[Key]]:
+    """The rows that a stage needs: of the images themselves, and (True) of augmented views."""
+    sides = ("validation", "test") if views else ("train", "validation", "test")
+    numbers = range(1, views + 1) if isinstance(views, int) else ()
+    return {
+        False: [(row.sha256, 0) for side in sides for row in split.rows(side)],
+        True: [(row.sha256, view) for row in split.train for view in numbers],
+    }
+
+
+def _count_images(rows: Sequence[Key]) -> int:
+    return len({sha256 for sha256, _ in rows})
 
 
 def _count_epochs(address: str, store: Store) -> int:

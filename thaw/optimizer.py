@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thaw.config import HeadConfig, OptimizerConfig, PhaseConfig
-from thaw.device import prepare_keras
+from thaw.device import list_layers, prepare_keras
 from thaw.records import History
 
 
@@ -43,8 +43,8 @@ def plan_rate(settings: OptimizerConfig, history: History, epochs: int) -> float
     return rate
 
 
-def slow_down_by_depth(optimizer: Any, depths: Mapping[str, int], settings: HeadConfig | PhaseConfig) -> None:
-    """Let an optimizer take smaller steps with layers that lie deeper.
+def slow_down_by_depth(network: Any, depths: Mapping[str, int], settings: HeadConfig | PhaseConfig) -> None:
+    """Let a compiled network's optimizer take smaller steps with layers that lie deeper.
 
     Args:
         depths: how many stages below the top each layer lies, by its name; others take whole steps.
@@ -52,11 +52,14 @@ def slow_down_by_depth(optimizer: Any, depths: Mapping[str, int], settings: Head
     factor = getattr(settings, "depth_factor", 1.0)
     if factor == 1 or not depths:
         return
-    step = optimizer.update_step
+    shares = {}
+    for layer in list_layers(network):
+        for variable in layer.trainable_variables:
+            # Keras hands over its own variables or, on TensorFlow, the ones inside.
+            shares |= dict.fromkeys((id(variable), id(variable.value)), factor ** depths.get(layer.name, 0))
+    step = network.optimizer.update_step
 
     def step_by_depth(gradient: Any, variable: Any, learning_rate: Any) -> None:
-        # TensorFlow hands over its own variables, which call by name what Keras calls path.
-        layer = getattr(variable, "path", variable.name).split("/")[-2]
-        step(gradient, variable, learning_rate * factor ** depths.get(layer, 0))
+        step(gradient, variable, learning_rate * shares[id(variable)])
 
-    optimizer.update_step = step_by_depth
+    network.optimizer.update_step = step_by_depth

@@ -170,7 +170,7 @@ def spread_classes(outputs: np.ndarray) -> np.ndarray:
 def _train(
     state: TrainingState, train: Rows | FreshRows, validation: Rows, plan: Plan, journal: "_Journal"
 ) -> None:
-    slow_down_by_depth(state.network.optimizer, plan.depths(), plan.settings)
+    slow_down_by_depth(state.network, plan.depths(), plan.settings)
     steps = compile_steps(state.network)
     if plan.measures_start and not state.history.start:
         state.history = dataclasses.replace(state.history, start=_measure_start(steps, validation))
