@@ -169,10 +169,11 @@ def _cache(
     store: Store,
     keep: tuple[str, ...] = (),
 ) -> Features:
+    cut, *keep = (find_cut(backbone, each) for each in (cut, *keep))
     images = (split, config.dump, backbone, config.backbone, cut, store)
     if views:
-        return features.cache_views(*images, views, config.augmentation, keep)
-    return features.cache_features(*images, keep)
+        return features.cache_views(*images, views, config.augmentation, tuple(keep))
+    return features.cache_features(*images, tuple(keep))
 
 
 def _train_heads(

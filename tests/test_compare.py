@@ -223,7 +223,7 @@ def test_the_tables_have_results_costs_and_what_is_of_this_run_only(store: Store
     assert 0 <= accuracy.start < accuracy.end <= 1
     assert figures == ["0.0712", "0.9971", "90.0\u00a0%"]
     costs = list_costs(table)
-    assert costs.columns[-1] == "images decoded (this run only)"
+    assert costs.columns[-1] == "images decoded, this run only"
     assert costs.rows[0] == (
         *("1 a", "16.8\u00a0M", "2.1\u00a0M", "30.7", "12\u00a0s"),
         *("2\u00a0min 20\u00a0s, earlier", "2,000"),

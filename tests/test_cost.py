@@ -7,8 +7,7 @@ import pytest
 
 from tests.conftest import small_config
 from tests.prepared import Prepared, head_of
-from thaw.config import TrainConfig
-from thaw.cost import Spent, account_seconds, count_decodes, count_flops, plan_passes
+from thaw.cost import Pass, Spent, account_seconds, count_decodes, count_flops, plan_passes
 from thaw.device import prepare_keras
 from thaw.dump import scan_dump
 from thaw.errors import BadCut, BadModel
@@ -123,66 +122,58 @@ def found(stage: str) -> StageTime:
     return StageTime(stage=stage, seconds=0.01, cached=True)
 
 
-@pytest.fixture(scope="module")
-def config() -> TrainConfig:
-    return small_config(Path("drawn.zip"))
+BLOCK5, HEAD, TUNE = "features at block5_pool", "train head, budget 1", "fine-tune after block4_pool"
+WHOLE, GROWN = (Pass(images=200, decodes=decodes) for decodes in (200, 10))
 
 
 @pytest.fixture
-def split() -> Split:
-    return Split(strategy="index", seed=0, classes=("cat", "dog"), train=(), validation=(), test=())
+def account(store: Store):
+    """What extraction and training took in a run of these stages; the runs of a test share a store."""
+    split = Split(strategy="index", seed=0, classes=("cat", "dog"), train=(), validation=(), test=())
+
+    def account(*stages: StageTime, head: str = "aa", passes: dict | None = None, **sections):
+        settings = small_config(Path("drawn.zip"), **sections)
+        return account_seconds(settings, end(*stages, head=head), passes or {BLOCK5: WHOLE}, split, store)
+
+    return account
 
 
-def test_extraction_and_training_are_added_up_and_other_stages_left_out(store: Store, config, split):
-    stages = (took("scan dump", 9), took("features at block5_pool", 10), took("1 views at block4_pool", 5))
-    stages += (took("train head, budget 1", 2), took("judge convergence", 0.1))
-    stages += (took("train head, budget 2", 3), took("fine-tune after block4_pool", 40), took("release", 7))
-    assert account_seconds(config, end(*stages), split, store) == (Spent(here=15), Spent(here=45))
+def test_extraction_and_training_are_added_up_and_other_stages_left_out(account):
+    stages = (took("scan dump", 9), took(BLOCK5, 10), took("1 views at block4_pool", 5), took(HEAD, 2))
+    stages += (took("judge convergence", 0.1), took("train head, budget 2", 3), took(TUNE, 40))
+    assert account(*stages, took("release", 7)) == (Spent(here=15), Spent(here=45))
 
 
-def test_what_is_found_cached_took_what_its_maker_took(store: Store, config, split):
-    account_seconds(
-        config, end(took("features at block5_pool", 10), took("train head, budget 1", 2)), split, store
-    )
-    again = end(
-        found("features at block5_pool"),
-        found("train head, budget 1"),
-        took("fine-tune after block4_pool", 4),
-    )
-    assert account_seconds(config, again, split, store) == (Spent(earlier=10), Spent(here=4, earlier=2))
+def test_what_is_found_cached_took_what_its_maker_took(account):
+    account(took(BLOCK5, 10), took(HEAD, 2))
+    assert account(found(BLOCK5), found(HEAD), took(TUNE, 4)) == (Spent(earlier=10), Spent(here=4, earlier=2))
 
 
-def test_what_nobody_timed_is_unknown(store: Store, config, split):
-    features, training = account_seconds(
-        config, end(found("features at block5_pool"), found("train head, budget 1"), took("fine-tune after x", 4)),
-        split, store,
-    )  # fmt: skip
-    assert features == Spent(unknown=True)
-    assert training == Spent(here=4, unknown=True)
-
-
-def test_another_head_or_other_features_are_not_taken_for_those_that_were_timed(store: Store, config, split):
-    stages = ("features at block5_pool", "train head, budget 1")
-    account_seconds(config, end(*(took(stage, 5) for stage in stages)), split, store)
-    other = small_config(Path("drawn.zip"), backbone={"image_size_pixels": 96})
-    cached = tuple(found(stage) for stage in stages)
-    assert account_seconds(other, end(*cached, head="cc"), split, store) == (
+def test_what_nobody_timed_is_unknown(account):
+    assert account(found(BLOCK5), found(HEAD), took(TUNE, 4)) == (
         Spent(unknown=True),
-        Spent(unknown=True),
-    )
-    shared = small_config(Path("drawn.zip"), head={"epochs": 3})
-    assert account_seconds(shared, end(*cached, head="cc"), split, store) == (
-        Spent(earlier=5),
-        Spent(unknown=True),
+        Spent(here=4, unknown=True),
     )
 
 
-def test_a_run_that_made_few_missing_rows_does_not_hide_what_all_of_them_took(store: Store, config, split):
-    for seconds in (10, 1):
-        account_seconds(config, end(took("features at block5_pool", seconds)), split, store)
-    assert account_seconds(config, end(found("features at block5_pool")), split, store)[0] == Spent(
-        earlier=10
-    )
+def test_another_head_or_other_features_are_not_taken_for_those_that_were_timed(account):
+    account(took(BLOCK5, 5), took(HEAD, 5))
+    other = account(found(BLOCK5), found(HEAD), head="cc", backbone={"image_size_pixels": 96})
+    assert other == (Spent(unknown=True), Spent(unknown=True))
+    shared = account(found(BLOCK5), found(HEAD), head="cc", split={"seed": 3})
+    assert shared == (Spent(earlier=5), Spent(unknown=True))
+
+
+def test_a_run_that_made_few_missing_rows_took_what_all_of_them_did_or_more_than_it_knows(account):
+    assert account(took(BLOCK5, 1), passes={BLOCK5: GROWN})[0] == Spent(here=1, unknown=True)
+    account(took(BLOCK5, 10))
+    assert account(took(BLOCK5, 1), passes={BLOCK5: GROWN})[0] == Spent(here=1, earlier=9)
+    assert account(found(BLOCK5))[0] == Spent(earlier=10)
+
+
+def test_times_of_an_extraction_that_nobody_looked_at_before_are_not_kept(account):
+    assert account(took(BLOCK5, 1), passes={"other": WHOLE})[0] == Spent(here=1)
+    assert account(found(BLOCK5))[0] == Spent(unknown=True)
 
 
 def test_every_image_is_decoded_once_and_once_more_for_its_views(drawn_dump: Path, store: Store):
@@ -198,24 +189,36 @@ def test_what_the_cache_has_or_can_compute_from_a_shallower_cut_is_not_decoded(p
     # Cached there: every image at block5_pool, and one view of those to train on at block4_pool.
     config, split, store = prepared.config, prepared.split, prepared.store
     head_only = config.model_copy(update={"fine_tune": ()})
-    assert plan_passes(head_only, split, store) == {"features at block5_pool": 0}
-    on_views = config.model_copy(
-        update={"head": config.head.model_copy(update={"views": 1}), "fine_tune": ()}
-    )
-    assert plan_passes(on_views, split, store) == {"1 views at block5_pool": 0}
+    assert plan_passes(head_only, split, store) == {BLOCK5: Pass(images=200, decodes=0)}
+    on_views = head_only.model_copy(update={"head": config.head.model_copy(update={"views": 1})})
+    assert plan_passes(on_views, split, store) == {"1 views at block5_pool": Pass(images=200, decodes=0)}
     # Only those to validate and test on are at block4_pool as well.
-    assert plan_passes(config, split, store)["features at block5_pool"] == 120
+    assert plan_passes(config, split, store)[BLOCK5] == Pass(images=200, decodes=120)
     more = config.fine_tune[0].model_copy(update={"views": 3})
     planned = plan_passes(config.model_copy(update={"fine_tune": (more,)}), split, store)
-    assert planned["3 views at block4_pool"] == 120
+    assert planned["3 views at block4_pool"] == Pass(images=120, decodes=120)
 
 
-def test_the_plan_is_what_extraction_then_does(drawn_dump: Path, prepared: Prepared, store: Store):
+def test_a_later_phase_decodes_again_for_views_that_the_one_before_kept_at_a_deeper_cut_only(
+    prepared: Prepared, store: Store
+):
+    config = small_config(
+        prepared.config.dump.path, fine_tune={"0": {"views": 2}, "1": {"views": 3, "cut": "block3_pool"}}
+    )
+    planned = plan_passes(config, prepared.split, store)
+    assert {title: passes.decodes for title, passes in planned.items()} == {
+        BLOCK5: 200,
+        "2 views at block4_pool": 120,
+        "3 views at block3_pool": 120,
+    }
+
+
+def test_the_plan_is_what_extraction_then_does(prepared: Prepared, store: Store):
     given = (prepared.split, prepared.config.dump, prepared.backbone, prepared.config.backbone)
     head_only = prepared.config.model_copy(update={"fine_tune": ()})
-    assert sum(plan_passes(head_only, prepared.split, store).values()) == 200
+    assert plan_passes(head_only, prepared.split, store)[BLOCK5].is_whole
     cache_features(*given, "block5_pool", store)
-    assert sum(plan_passes(head_only, prepared.split, store).values()) == 0
+    assert plan_passes(head_only, prepared.split, store)[BLOCK5].decodes == 0
 
 
 def test_a_run_that_can_not_be_cut_has_no_plan(prepared: Prepared):
@@ -228,12 +231,12 @@ def test_a_run_that_can_not_be_cut_has_no_plan(prepared: Prepared):
 def test_decodes_count_where_a_stage_made_something_and_fresh_views_in_every_epoch(prepared: Prepared):
     config, split, store = prepared.config, prepared.split, prepared.store
     address = head_of(prepared, epochs=2).value.address
-    planned = {"features at block5_pool": 200, "1 views at block4_pool": 120}
-    outcome = end(took("features at block5_pool", 1), found("1 views at block4_pool"), head=address)
+    planned = {BLOCK5: WHOLE, "1 views at block4_pool": Pass(images=120, decodes=120)}
+    outcome = end(took(BLOCK5, 1), found("1 views at block4_pool"), head=address)
     assert count_decodes(config, outcome, planned, split, store) == 200
     assert count_decodes(config, outcome, None, split, store) is None
-    nothing = end(found("features at block5_pool"), head=address)
+    nothing = end(found(BLOCK5), head=address)
     assert count_decodes(config, nothing, None, split, store) == 0
     fresh = config.model_copy(update={"head": config.head.model_copy(update={"views": "fresh"})})
-    trained = dataclasses.replace(outcome, stages=(*outcome.stages, took("train head, budget 1", 1)))
+    trained = dataclasses.replace(outcome, stages=(*outcome.stages, took(HEAD, 1)))
     assert count_decodes(fresh, trained, planned, split, store) == 200 + 2 * 120

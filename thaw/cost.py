@@ -6,7 +6,7 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from thaw.backbone import cut_points, find_cut, load_backbone, order_cuts
@@ -76,6 +76,9 @@ class Pass:
         return self.images == self.decodes
 
 
+_NOTHING_CACHED = Pass(images=0, decodes=0)
+
+
 def count_flops(model: Any) -> int:
     """Floating-point operations of one forward pass over one image, counted from the layers' graph.
 
@@ -117,7 +120,8 @@ def account_seconds(
 ) -> tuple[Spent, Spent]:
     """What extraction took, and what training took.
 
-    What a stage took that made all of its output is kept in the store, for runs that find some of it cached.
+    What a stage took that made all of its output is kept in the store, the longest time of several, for runs
+    that find some of it cached.
 
     Args:
         planned: as `plan_passes` found it before the run; None where nobody looked, and then no time of an
@@ -132,10 +136,11 @@ def account_seconds(
         seen[stage.stage] += 1
         address = _address_stage(stage, seen[stage.stage], config, outcome, split)
         here = 0.0 if stage.cached else stage.seconds
-        passes = Pass(images=0, decodes=0) if kind is _TRAINS else (planned or {}).get(stage.stage)
-        if here and passes and passes.is_whole:
-            store.publish("stage-costs", address, StageCost(stage=stage.stage, seconds=here))
+        passes = _NOTHING_CACHED if kind is _TRAINS else (planned or {}).get(stage.stage)
         known = store.read("stage-costs", address, StageCost)
+        if here and passes and passes.is_whole and (known is None or known.seconds < here):
+            known = StageCost(stage=stage.stage, seconds=here)
+            store.publish("stage-costs", address, known)
         in_part = stage.cached or (passes is not None and not passes.is_whole)
         earlier = max(known.seconds - here, 0.0) if known and in_part else 0.0
         before = spent[kind]

@@ -156,8 +156,16 @@ def list_costs(table: ComparisonTable) -> Table:
         )
         for recipe in table.tested
     ]
-    columns = ("recipe", "parameters", "trained", "GFLOPs an image", "training", "features")
-    return Table(columns=(*columns, "images decoded (this run only)"), rows=rows, align="lrrrrrr")
+    columns = (
+        "recipe",
+        "weights",
+        "trained",
+        "GFLOPs",
+        "training",
+        "features",
+        "images decoded, this run only",
+    )
+    return Table(columns=columns, rows=rows, align="lrrrrrr")
 
 
 def list_pairs(table: ComparisonTable) -> Table:
@@ -311,10 +319,11 @@ def _neighbours(table: ComparisonTable) -> Section:
 
 def _costs(table: ComparisonTable) -> Section:
     text = [
-        "Parameters and operations are those of the released model; a multiplication and an addition are two "
-        "operations. Training and features took these times in the run that made them: 'earlier' marks what "
-        "another run had made, 'cached' what was found made and nobody timed. Images decoded are of this run "
-        "only: those that were learned from, and not the check of the dump before them."
+        "Weights, and how many of them were trained, are those of the released model; so are the GFLOPs, thousand "
+        "millions of operations for one image, a multiplication and an addition counting as two. Training and "
+        "features took these times in the run that made them: 'earlier' marks what another run had made, 'over' "
+        "and 'cached' what was found made and nobody timed. Images decoded are of this run only: those that were "
+        "learned from and tested with, without the check of the dump before them."
     ]
     return Section(name="cost", title="Cost", text=text, tables=[list_costs(table)])
 
