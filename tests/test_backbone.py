@@ -5,11 +5,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from thaw.cuts import split_model
 
 from thaw.architectures import preprocess
 from thaw.backbone import build_backbone, cut_points, find_cut, load_backbone
 from thaw.config import BackboneConfig
+from thaw.cuts import split_model
 from thaw.device import prepare_keras
 from thaw.errors import BadCut, BadWeights
 from thaw.records import Backbone

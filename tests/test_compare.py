@@ -185,7 +185,9 @@ def test_neighbours_are_compared_image_by_image(store: Store):
     assert (found.challenger_right_only, found.champion_right_only) == (6, 0)
     # 6 heads of 6, on either side.
     assert found.mcnemar_p == pytest.approx(2 / 2**6)
-    assert "+0.0300" in list_pairs(table).rows[0][1]
+    neighbours, points, p, alone, nats = list_pairs(table).rows[0]
+    assert (neighbours, p, alone) == ("1 a over 2 b", "0.031", "6 : 0")
+    assert points.startswith("+3.0 (+0.") and nats.startswith("-0.")
 
 
 def test_with_several_seeds_runs_of_the_same_seed_are_compared(store: Store):

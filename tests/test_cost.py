@@ -180,8 +180,8 @@ def test_every_image_is_decoded_once_and_once_more_for_its_views(drawn_dump: Pat
     config = small_config(drawn_dump, fine_tune={"views": 3})
     split = publish_split(scan_dump(config.dump, store).value, config.split, store).value
     assert plan_passes(config, split, store) == {
-        "features at block5_pool": 200,
-        "3 views at block4_pool": 120,
+        BLOCK5: Pass(images=200, decodes=200),
+        "3 views at block4_pool": Pass(images=120, decodes=120),
     }
 
 

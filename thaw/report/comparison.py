@@ -15,7 +15,6 @@ from thaw.comparison import ComparisonTable, Figure, RecipeResult
 from thaw.cost import Spent
 from thaw.records import SIDES, Made
 from thaw.report.canvas import INK, VALIDATION, encode_png, fit_name, start_figure, style_axes
-from thaw.report.contest import list_comparison
 from thaw.report.page import _data_uri, _inline_pictures, _plain, _section_blocks, _writable
 from thaw.report.sections import Bar, Section, Table
 from thaw.report.wording import say_duration, say_interval, say_number, say_percent, shorten
@@ -172,13 +171,14 @@ def list_pairs(table: ComparisonTable) -> Table:
     """Each recipe beside the next one: the difference in accuracy and log loss, and whether chance explains it."""
     rows, names = [], _shorten_names(table)
     for pair in table.pairs:
-        (_, _, _, accuracy), (_, _, _, log_loss), _ = list_comparison(pair.comparison)
         found = pair.comparison
+        points = [100 * share for share in (found.accuracy_difference, *found.accuracy_difference_interval)]
+        nats = (found.log_loss_difference, *found.log_loss_difference_interval)
         alone = f"{found.challenger_right_only:,} : {found.champion_right_only:,}"
-        p = f"{found.mcnemar_p:.3g}"
-        rows.append((f"{names[pair.better]} over {names[pair.worse]}", accuracy, p, alone, log_loss))
-    columns = ("neighbours", "accuracy, difference", "p", "right alone", "log loss, difference")
-    return Table(columns=columns, rows=rows, align="llrrl")
+        cells = (_say_difference(points, 1), f"{found.mcnemar_p:.2g}", alone, _say_difference(nats, 3))
+        rows.append((f"{names[pair.better]} over {names[pair.worse]}", *cells))
+    columns = ("neighbours", "accuracy, points", "p", "right alone", "log loss")
+    return Table(columns=columns, rows=rows, align="lrrrr")
 
 
 def list_withheld(table: ComparisonTable) -> Table | None:
@@ -374,6 +374,12 @@ def _list_figures(table: ComparisonTable) -> list[tuple[str, str, str]]:
     decoded = [recipe.images_decoded for recipe in table.recipes if recipe.images_decoded is not None]
     figures.append(("Images decoded", f"{sum(decoded):,}", "in this run, to learn from"))
     return figures
+
+
+def _say_difference(figures: Sequence[float], decimals: int) -> str:
+    """A difference and the two ends of its interval."""
+    middle, low, high = (f"{figure:+.{decimals}f}" for figure in figures)
+    return f"{middle} ({low} to {high})"
 
 
 def _say_accuracy(recipe: RecipeResult) -> str:
