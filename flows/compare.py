@@ -83,9 +83,9 @@ def _run_side_by_side(planned: Sequence[PlannedRun], split: Split, store: Store)
 
 
 @task(name="train recipe", task_run_name="train {config.recipe}", cache_policy=NO_CACHE, persist_result=False)
-def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> State:
-    """The run of one recipe, from within another process than the comparison's."""
-    return train(config, store, dispatch, return_state=True)
+def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> Any:
+    """What a run of one recipe came to, or the error that ended it, made in another process than the comparison's."""
+    return train(config, store, dispatch, return_state=True).result(raise_on_failure=False)
 
 
 def _describe(
