@@ -77,8 +77,6 @@ def imagenet_top3(
         rows = [(image.path, *map(_say_name, image.names), image.error or "") for image in named.images]
         print_table(["path", *map(str, range(1, top + 1)), "error"], [_pad(row, top + 2) for row in rows])
         results.print(f"written to {named.csv}", soft_wrap=True)
-    if all(image.error for image in named.images):
-        raise Mistake("none of the images could be read.")
 
 
 def _say_name(name: tuple[str, float]) -> str:

@@ -1,6 +1,9 @@
 """Several recipes on one split and one test set: what each gives for its cost."""
 
+import os
 from collections.abc import Iterator, Sequence
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any
 
 from prefect import flow, task
@@ -11,7 +14,6 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from flows.method import StorePath, Where, open_store
 from flows.train import train
 from tasks import comparison, dataset
-from tasks.comparison import cancel_runs
 from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from tasks.stage import run_stages
@@ -27,11 +29,7 @@ from thaw.store import Store
 _SIDE_BY_SIDE = 4
 
 
-@flow(
-    name="compare",
-    flow_run_name="compare recipes on {config.dump.path.name}",
-    on_cancellation=[cancel_runs],
-)
+@flow(name="compare", flow_run_name="compare recipes on {config.dump.path.name}")
 def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
     """Train every recipe on the same split, each as a run of its own, and set what they reach beside their cost.
 
@@ -70,7 +68,8 @@ def _run_in_turn(planned: Sequence[PlannedRun], split: Split, store: Store) -> I
 
 def _run_side_by_side(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
     """Runs in processes of their own, since Keras's seeds and dtypes belong to a whole process."""
-    with ProcessPoolTaskRunner(max_workers=min(len(planned), _SIDE_BY_SIDE)) as runner:
+    side_by_side = min(len(planned), _SIDE_BY_SIDE)
+    with ProcessPoolTaskRunner(max_workers=side_by_side, initializer=_end_with_parent) as runner:
         futures = [
             runner.submit(
                 train_recipe, {"config": each.config, "store": str(store.root), "dispatch": "pools"}
@@ -86,6 +85,16 @@ def _run_side_by_side(planned: Sequence[PlannedRun], split: Split, store: Store)
 def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> Any:
     """What a run of one recipe came to, or the error that ended it, made in another process than the comparison's."""
     return train(config, store, dispatch, return_state=True).result(raise_on_failure=False)
+
+
+def _end_with_parent() -> None:
+    """See that this process does not outlive the comparison's, should that be killed. The server cancels its runs."""
+
+    def wait_and_end() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=wait_and_end, name="end with parent", daemon=True).start()
 
 
 def _describe(

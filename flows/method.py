@@ -1,7 +1,7 @@
 """The method, from an opened dump to a tested model, as the flows share it."""
 
 import dataclasses
-import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,9 +16,10 @@ from tasks import dataset, features, release, training
 from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw import archive
-from thaw.backbone import find_cut, order_cuts
-from thaw.config import BackboneConfig, DumpConfig, GateConfig, PhaseConfig, TrainConfig
+from thaw.backbone import find_cut
+from thaw.config import BackboneConfig, DumpConfig, GateConfig, TrainConfig, TrainingConfig
 from thaw.errors import BadConfig
+from thaw.fine_tune import check_phases
 from thaw.records import (
     Backbone,
     Checkpoint,
@@ -121,23 +122,6 @@ def train_model(
     return dataclasses.replace(outcome, stages=tuple(stages))
 
 
-def check_phases(phases: Sequence[PhaseConfig], backbone: Backbone) -> None:
-    """See that the backbone can be cut where the phases ask for it, and that none thaws less than the one before.
-
-    Raises:
-        BadCut: there is no such layer, or the graph can't be split there.
-        BadConfig: a later phase would freeze again what an earlier one trained.
-    """
-    order = order_cuts(backbone)
-    cuts = [find_cut(backbone, phase.cut) for phase in phases]
-    for before, after in itertools.pairwise(cuts):
-        if order.index(after) > order.index(before):
-            raise BadConfig(
-                f"setting 'fine_tune': a phase cut at '{after}' would freeze what the one before it, cut at "
-                f"'{before}', trained. List the phases from the deepest cut to the shallowest."
-            )
-
-
 def score_model(
     checkpoint: Checkpoint,
     settings: BackboneConfig,
@@ -167,7 +151,7 @@ def _cache(
     cut: str | int,
     views: int | str,
     store: Store,
-    keep: tuple[str, ...] = (),
+    keep: Sequence[str | int] = (),
 ) -> Features:
     cut, *keep = (find_cut(backbone, each) for each in (cut, *keep))
     images = (split, config.dump, backbone, config.backbone, cut, store)
@@ -187,7 +171,13 @@ def _train_heads(
     heads = [_train_head(config, bottlenecks, source, store)]
     if champions_head:
         heads.append(_train_head(config, bottlenecks, source, store, champions_head))
-    return min(heads, key=lambda trained: (not trained[1].opens_gate, trained[0].history.best_loss))
+    return min(heads, key=_rank_head)
+
+
+def _rank_head(trained: tuple[Checkpoint, Verdict]) -> tuple[bool, float]:
+    """Converged ones first, then by what is monitored of the best epoch."""
+    history = trained[0].history
+    return not trained[1].opens_gate, history.rank_of(history.best) if history.best else math.inf
 
 
 def _train_head(
@@ -201,7 +191,7 @@ def _train_head(
     given |= {"store": store, "source": source}
     warm = partial(training.train_warm_head, start=start)
     train = partial(warm if start else training.train_head, **given)
-    return _train_until_converged(train, config.gate, None, extends=bool(config.fine_tune))
+    return _train_until_converged(train, config.gate, config.head, extends=bool(config.fine_tune))
 
 
 def _thaw_in_phases(
@@ -226,7 +216,7 @@ def _thaw_in_phases(
             source=source,
         )
         extends = number < len(config.fine_tune)
-        tuned, verdict = _train_until_converged(train, config.gate, settings.patience_epochs, extends)
+        tuned, verdict = _train_until_converged(train, config.gate, settings, extends)
         phases.append(tuned)
         verdicts.append(verdict)
         if not verdict.opens_gate:
@@ -235,7 +225,7 @@ def _thaw_in_phases(
 
 
 def _train_until_converged(
-    train: Callable[..., Checkpoint], gate: GateConfig, patience_epochs: int | None, extends: bool
+    train: Callable[..., Checkpoint], gate: GateConfig, settings: TrainingConfig, extends: bool
 ) -> tuple[Checkpoint, Verdict]:
     """What was trained, and the gate's verdict on it.
 
@@ -246,7 +236,7 @@ def _train_until_converged(
     """
     for budget in range(1, gate.max_extensions + 2):
         trained = train(budget=budget)
-        verdict = training.judge_convergence(trained, gate, patience_epochs)
+        verdict = training.judge_convergence(trained, gate, settings)
         if verdict.state != "improving" or not extends:
             break
     return trained, verdict

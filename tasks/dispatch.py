@@ -110,9 +110,9 @@ def answer_call(call: StageCall, store: Store) -> Made:
     return made
 
 
-def cancel_children(_flow: Any, run: Any, _state: Any) -> None:
+def cancel_children(flow: Any, flow_run: Any, state: Any) -> None:
     """Cancel what a cancelled run handed to GPU workers. What those have published stays."""
-    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
     with get_client(sync_client=True) as client:
         for child in client.read_flow_runs(flow_run_filter=children):
             if not child.state.is_final():

@@ -5,7 +5,7 @@ from prefect.artifacts import create_table_artifact
 from tasks.screen import show
 from tasks.stage import stage
 from thaw import convergence, fine_tune, head
-from thaw.config import BackboneConfig, GateConfig, HeadConfig, PhaseConfig
+from thaw.config import BackboneConfig, GateConfig, HeadConfig, PhaseConfig, TrainingConfig
 from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
 from thaw.rows import ViewSource
 from thaw.store import Store
@@ -42,10 +42,8 @@ def _show_verdict(verdict: Verdict) -> None:
 
 
 @stage("judge convergence", present=_show_verdict)
-def judge_convergence(
-    trained: Checkpoint, gate: GateConfig, patience_epochs: int | None = None
-) -> Made[Verdict]:
-    verdict = convergence.judge_convergence(trained.history, gate, patience_epochs)
+def judge_convergence(trained: Checkpoint, gate: GateConfig, settings: TrainingConfig) -> Made[Verdict]:
+    verdict = convergence.judge_convergence(trained.history, gate, settings)
     return Made(value=verdict, reused=False, note=f"{verdict.state}: {verdict.reason}")
 
 

@@ -25,18 +25,17 @@ from thaw.cost import ModelCost, Spent
 from thaw.errors import BadConfig, BadWeights, NoSuchModel, UnlikeSplits
 from thaw.records import ImageRow, Split
 from thaw.report.comparison import (
-    draw_accuracy,
     list_costs,
     list_pairs,
     list_results,
     list_rows,
-    plot_accuracy,
     publish_comparison,
     render_markdown,
     render_page,
     say_best,
     say_spent,
 )
+from thaw.report.scatter import draw_accuracy, plot_accuracy
 from thaw.store import Store
 
 IMAGES = 200

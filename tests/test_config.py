@@ -1,5 +1,6 @@
 """Settings: what is refused, and what the message says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_form_offers_every_recipe_and_leaves_to_it_what_is_not_filled_in():
     schema = TrainConfig.model_json_schema()
     assert schema["properties"]["recipe"]["enum"] == list_recipes()
     sections = schema["$defs"].keys() - {"DumpConfig"}
-    assert len(sections) == 7
+    assert len(sections) == 8
     for section in sections:
         assert all("default" not in field for field in schema["$defs"][section]["properties"].values()), (
             section
@@ -91,6 +92,43 @@ def test_a_value_out_of_bounds_names_the_nearest_valid_one(section, key, value, 
 
 def test_an_unknown_choice_names_the_nearest():
     assert "Did you mean 'vgg16-mini'?" in refuse({"dump": DUMP, "backbone": {"name": "vgg16mini"}})
+
+
+def test_phases_are_changed_together_and_by_their_number():
+    changes = {"epochs": 5, "1": {"cut": "block3_pool"}}
+    first, second = build_config({"dump": DUMP, "recipe": "book2-finetune", "fine_tune": changes}).fine_tune
+    assert (first.cut, first.epochs, first.views) == ("block4_pool", 5, 3)
+    assert (second.cut, second.epochs, second.views) == ("block3_pool", 5, 0)
+    assert "a list of 1" in refuse({"dump": DUMP, "recipe": "book2-finetune", "fine_tune": {"5": {}}})
+    assert "'fine_tune.0.epcohs'" in refuse({"dump": DUMP, "fine_tune": {"epcohs": 5, "0": {}}})
+
+
+def test_a_phase_moves_gently_also_where_its_optimizer_is_another():
+    config = build_config(
+        {"dump": DUMP, "recipe": "book2-bottleneck", "fine_tune": {"optimizer": {"name": "sgd"}}}
+    )
+    assert config.fine_tune[0].optimizer.learning_rate == 1e-5
+
+
+def test_a_number_alone_stands_for_one_hidden_layer():
+    assert build_config({"dump": DUMP, "head": {"dense_units": 32}}).head.dense_units == (32,)
+    changed = build_config({"dump": DUMP, "recipe": "fashion-convnet", "head": {"dense_units": {"0": 16}}})
+    assert changed.head.dense_units == (16, 64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"recipe": "alexnet", "backbone": {"image_size_pixels": 32}}, "'alexnet' needs .* 67 or more"),
+        ({"backbone": {"image_size_pixels": 20}}, "vgg16 needs image_size_pixels of 32 or more"),
+        ({"recipe": "lenet5", "backbone": {"preprocessing": "caffe"}}, "one of unit, signed, raw"),
+        ({"backbone": {"colour": "grey"}}, "vgg16 takes three channels"),
+        ({"head": {"network": "lenet5"}}, "set backbone.name to 'none'"),
+        ({"head": {"views": "frsh"}}, "^setting 'head.views': .* Did you mean 'fresh'[?]$"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_told_before_anything_starts(settings: dict, words: str):
+    assert re.search(words, refuse({"dump": DUMP, **settings}))
 
 
 def test_every_fault_is_listed_at_once():

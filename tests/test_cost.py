@@ -199,6 +199,13 @@ def test_what_the_cache_has_or_can_compute_from_a_shallower_cut_is_not_decoded(p
     assert planned["3 views at block4_pool"] == Pass(images=120, decodes=120)
 
 
+def test_a_cut_by_number_goes_by_its_name_as_in_the_stages(prepared: Prepared):
+    numbered = prepared.config.fine_tune[0].model_copy(update={"cut": 15})
+    assert prepared.backbone.layers[14] == "block4_pool"
+    config = prepared.config.model_copy(update={"fine_tune": (numbered,)})
+    assert "1 views at block4_pool" in plan_passes(config, prepared.split, prepared.store)
+
+
 def test_a_later_phase_decodes_again_for_views_that_the_one_before_kept_at_a_deeper_cut_only(
     prepared: Prepared, store: Store
 ):

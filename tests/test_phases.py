@@ -1,27 +1,27 @@
 """Phases of fine-tuning: what each thaws, from where it starts, how fast each layer moves, and when it ends."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from flows.method import check_phases
 from tests.conftest import small_config
 from tests.prepared import Prepared, head_of
 from thaw.backbone import build_backbone
-from thaw.config import OptimizerConfig, PhaseConfig
+from thaw.config import OptimizerConfig, PhaseConfig, PhaseOptimizerConfig
 from thaw.convergence import judge_convergence
 from thaw.cuts import split_model
 from thaw.device import list_layers
 from thaw.errors import BadConfig, BadCut
 from thaw.features import cache_features
-from thaw.fine_tune import fine_tune
+from thaw.fine_tune import check_phases, fine_tune
 from thaw.optimizer import plan_rate
 from thaw.records import PIXELS, Checkpoint, Epoch, History
 from thaw.rows import Rows
 from thaw.trainer import load_network, predict_rows
 
-GENTLE = OptimizerConfig(name="sgd", learning_rate=1e-3)
+GENTLE = PhaseOptimizerConfig(name="sgd", learning_rate=1e-3)
 
 
 def thaw_after(prepared: Prepared, cut: str, start: Checkpoint, **settings) -> Checkpoint:
@@ -67,7 +67,7 @@ def test_a_phase_cut_at_the_pixels_thaws_everything(prepared: Prepared):
 
 def test_deeper_stages_take_smaller_steps(prepared: Prepared):
     head, before = head_of(prepared).value, kernels_before(prepared)
-    given = {"optimizer": OptimizerConfig(name="sgd", learning_rate=1e-2), "batch_size": 4096}
+    given = {"optimizer": PhaseOptimizerConfig(name="sgd", learning_rate=1e-2), "batch_size": 4096}
     even = weights_of(prepared, thaw_after(prepared, "block3_pool", head, **given))
     uneven = weights_of(prepared, thaw_after(prepared, "block3_pool", head, depth_factor=0.25, **given))
     # One step of plain gradient descent: a layer's move is its rate times the same gradient.
@@ -93,7 +93,7 @@ def test_a_phase_with_smaller_steps_below_goes_on_as_if_it_had_not_been_cut_off(
 def test_a_penalty_shrinks_the_kernels_that_thaw(prepared: Prepared):
     head = head_of(prepared).value
     given = {
-        "optimizer": OptimizerConfig(name="sgd", learning_rate=1e-2),
+        "optimizer": PhaseOptimizerConfig(name="sgd", learning_rate=1e-2),
         "epochs": 3,
         "patience_epochs": None,
     }
@@ -137,11 +137,40 @@ def history(*losses: float, start: float | None = None, accuracies: tuple[float,
 
 
 def test_the_gate_judges_a_phase_by_its_own_patience_and_counts_its_start(drawn_dump: Path):
-    gate = small_config(drawn_dump).gate
+    gate, phase = small_config(drawn_dump).gate, PhaseConfig(patience_epochs=3)
     idle = history(0.31, 0.32, 0.33, start=0.3)
-    assert judge_convergence(idle, gate, 3).state == "plateaued"
+    assert judge_convergence(idle, gate, phase).state == "plateaued"
     assert judge_convergence(idle, gate).state == "improving"
-    assert judge_convergence(history(0.2, 0.1, 0.05, start=0.3), gate, 3).state == "improving"
+    assert judge_convergence(history(0.2, 0.1, 0.05, start=0.3), gate, phase).state == "improving"
+
+
+def test_training_that_ran_out_of_its_own_patience_has_plateaued_by_what_it_monitors(drawn_dump: Path):
+    gate = small_config(drawn_dump).gate
+    falling = history(0.5, 0.4, 0.3, 0.2, accuracies=(0.9, 0.9, 0.9, 0.9))
+    patient = PhaseConfig(patience_epochs=3, monitor="val_accuracy")
+    verdict = judge_convergence(dataclasses.replace(falling, monitor="val_accuracy"), gate, patient)
+    assert (verdict.state, verdict.opens_gate) == ("plateaued", True)
+    assert verdict.reason == "3 epochs without a better val accuracy; best at epoch 1"
+    assert judge_convergence(falling, gate, patient).state == "improving"
+    hopeless = history(0.7, 0.7, 0.7, 0.7, accuracies=(0.5, 0.5, 0.5, 0.5))
+    assert judge_convergence(hopeless, gate, patient).state == "at_chance"
+
+
+def test_a_cosine_begins_anew_with_each_budget():
+    settings = OptimizerConfig(learning_rate=0.1, schedule="cosine")
+    assert plan_rate(settings, history(*[1.0] * 10), 10) == 0.1
+
+
+def test_a_later_phase_has_its_own_penalty_or_none(prepared: Prepared):
+    first = thaw_after(prepared, "block4_pool", head_of(prepared).value, l2=0.1)
+    second = thaw_after(prepared, "block3_pool", first)
+
+    def penalised(checkpoint: Checkpoint) -> set[str]:
+        layers = list_layers(load_network(prepared.store, checkpoint.address, "last"))
+        return {layer.name for layer in layers if getattr(layer, "kernel_regularizer", None)}
+
+    assert penalised(first) == {f"block5_conv{number}" for number in (1, 2, 3)}
+    assert penalised(second) == set()
 
 
 def test_what_is_monitored_decides_which_epoch_is_best():

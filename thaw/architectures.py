@@ -23,7 +23,7 @@ CAFFE_MEANS_BGR = (103.939, 116.779, 123.68)
 _TORCH_MEANS = (0.485, 0.456, 0.406)
 _TORCH_DEVIATIONS = (0.229, 0.224, 0.225)
 # What keeps its meaning on a single channel.
-_GREY_PREPROCESSING = ("unit", "signed", "raw")
+GREY_PREPROCESSING = ("unit", "signed", "raw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,10 @@ def preprocess(pixels: Any, kind: Preprocessing) -> Any:
             f"there is no preprocessing '{kind}'. Use one of {', '.join(get_args(Preprocessing))}."
         )
     channels = pixels.shape[-1]
-    if channels != 3 and kind not in _GREY_PREPROCESSING:
+    if channels != 3 and kind not in GREY_PREPROCESSING:
         raise BadConfig(
             f"preprocessing '{kind}' needs red, green and blue; these images have {channels} channel(s). "
-            f"Use one of {', '.join(_GREY_PREPROCESSING)}, or read the images in colour."
+            f"Use one of {', '.join(GREY_PREPROCESSING)}, or read the images in colour."
         )
     if kind == "raw":
         return pixels
@@ -147,7 +147,7 @@ def build_architecture(name: str, input_shape: tuple[int, int, int], weights: st
     model = build(weights=weights, include_top=False, input_shape=input_shape)
     _number_names(model)
     if name.startswith("efficientnetb") and input_shape[-1] == 3 and weights is None:
-        return _scale_after_normalization(model)
+        return scale_after_normalization(model)
     return model
 
 
@@ -180,7 +180,7 @@ def _list_operations(model: Any) -> Iterator[Any]:
             yield from _list_operations(operation)
 
 
-def _scale_after_normalization(model: Any) -> Any:
+def scale_after_normalization(model: Any) -> Any:
     """Insert the layer that EfficientNet's published weights were trained with.
 
     Keras adds it only when it loads those weights itself; without it they see colours at half their scale.

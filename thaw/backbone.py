@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import os
 import socket
 import sys
@@ -14,10 +15,12 @@ from thaw.architectures import ARCHITECTURES, build_architecture
 from thaw.config import NO_BACKBONE, WEIGHTS, BackboneConfig
 from thaw.cuts import Cut, find_cuts, find_stages, resolve_cut
 from thaw.device import dtype_policy, prepare_keras
-from thaw.errors import BadConfig, BadCut, BadWeights, ThawError
+from thaw.errors import BadCut, BadWeights, ThawError
 from thaw.mini import DRAWINGS_WEIGHTS
 from thaw.records import PIXELS, Backbone, Made, digest_of
 from thaw.store import Store
+
+logger = logging.getLogger(__name__)
 
 _DOWNLOAD_TIMEOUT_SECONDS = 8
 # At which the graph is looked through; where it can be cut does not depend on it.
@@ -29,19 +32,18 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
 
     Raises:
         BadWeights: missing, corrupt, of another architecture, or not downloadable.
-        BadConfig: the images are too small for the architecture.
     """
     if config.name == NO_BACKBONE:
         return Made(value=_describe_nothing(config), reused=True, note="none: the head learns from pixels")
     architecture = ARCHITECTURES[config.name]
-    if config.image_size_pixels < architecture.smallest_side_pixels:
-        raise BadConfig(
-            f"setting 'backbone.image_size_pixels': {config.name} needs {architecture.smallest_side_pixels} or "
-            f"more. Received: {config.image_size_pixels}."
-        )
     source = _find_weights(config)
-    native = architecture.preprocessing
-    preprocessing = native if config.preprocessing == "native" else config.preprocessing
+    preprocessing = architecture.preprocessing
+    if config.preprocessing not in ("native", preprocessing):
+        logger.warning(
+            "images are preprocessed as '%s', and %s was trained with '%s': backbone.preprocessing=native",
+            *(config.preprocessing, config.name, preprocessing),
+        )
+        preprocessing = config.preprocessing
     file = _hash_file(Path(source)) if source not in WEIGHTS else source
     address = digest_of(config.name, file, preprocessing)
     known = store.read("backbones", address, Backbone)

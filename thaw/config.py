@@ -9,10 +9,19 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from thaw.architectures import ARCHITECTURES, Preprocessing
+from thaw.architectures import ARCHITECTURES, GREY_PREPROCESSING, Preprocessing
+from thaw.networks import find_smallest_side
 from thaw.recipe import list_recipes, overlay, read_recipe
 from thaw.section import RecipeSection, Section, build_section
-from thaw.training_config import GateConfig, HeadConfig, OptimizerConfig, PhaseConfig, TrainingConfig, Views
+from thaw.training_config import (
+    GateConfig,
+    HeadConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    PhaseOptimizerConfig,
+    TrainingConfig,
+    Views,
+)
 
 __all__ = [
     "NO_BACKBONE",
@@ -25,6 +34,7 @@ __all__ = [
     "Layout",
     "OptimizerConfig",
     "PhaseConfig",
+    "PhaseOptimizerConfig",
     "PromotionConfig",
     "Section",
     "SplitConfig",
@@ -129,10 +139,22 @@ class BackboneConfig(RecipeSection):
         return weights if weights in WEIGHTS else str(Path(weights).expanduser().absolute())
 
     @model_validator(mode="after")
-    def _grey_suits_the_network(self) -> "BackboneConfig":
-        if self.colour == "grey" and self.name != NO_BACKBONE:
+    def _images_suit_the_backbone(self) -> "BackboneConfig":
+        if self.name == NO_BACKBONE:
+            if self.colour == "grey" and self.preprocessing not in ("native", *GREY_PREPROCESSING):
+                raise ValueError(
+                    f"preprocessing of grey images is one of {', '.join(GREY_PREPROCESSING)}. "
+                    f"Received: '{self.preprocessing}'"
+                )
+            return self
+        if self.colour == "grey":
             raise ValueError(
                 f"{self.name} takes three channels; colour 'grey' needs backbone.name 'none'. Received: 'grey'"
+            )
+        smallest = ARCHITECTURES[self.name].smallest_side_pixels
+        if self.image_size_pixels < smallest:
+            raise ValueError(
+                f"{self.name} needs image_size_pixels of {smallest} or more. Received: {self.image_size_pixels}"
             )
         return self
 
@@ -191,10 +213,18 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _networks_learn_from_pixels(self) -> "TrainConfig":
-        if self.head.network != "dense" and self.backbone.name != NO_BACKBONE:
+        network, size = self.head.network, self.backbone.image_size_pixels
+        if network == "dense":
+            return self
+        if self.backbone.name != NO_BACKBONE:
             raise ValueError(
-                f"head.network '{self.head.network}' learns from pixels: set backbone.name to 'none', "
-                f"or head.network to 'dense'. Received: backbone.name '{self.backbone.name}'"
+                f"head.network '{network}' learns from pixels: set backbone.name to 'none', or head.network to "
+                f"'dense'. Received: backbone.name '{self.backbone.name}'"
+            )
+        if size < find_smallest_side(network):
+            raise ValueError(
+                f"head.network '{network}' needs backbone.image_size_pixels of {find_smallest_side(network)} or "
+                f"more. Received: {size}"
             )
         return self
 

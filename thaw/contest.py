@@ -101,4 +101,8 @@ def describe_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _settings_of(version: Version) -> Mapping[str, Any]:
-    return {section: given for section, given in version.settings.items() if section != "dump"}
+    """A version's settings as they would be written today, so that a new setting alone trains nothing."""
+    try:
+        return describe_settings(build_config(version.settings))
+    except BadConfig:
+        return {section: given for section, given in version.settings.items() if section != "dump"}

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from thaw.config import GateConfig
+from thaw.config import GateConfig, TrainingConfig
 from thaw.errors import EmptyHistory
 from thaw.records import History, Verdict
 
@@ -16,7 +16,7 @@ from thaw.records import History, Verdict
 _CHANCE_DEVIATIONS = 1.96
 
 
-def judge_convergence(history: History, gate: GateConfig, patience_epochs: int | None = None) -> Verdict:
+def judge_convergence(history: History, gate: GateConfig, settings: TrainingConfig | None = None) -> Verdict:
     """Decide whether a head has stopped learning, from its history alone.
 
     The statistic is by how much, in nats, the best validation loss of the last `gate.patience_epochs`
@@ -25,7 +25,8 @@ def judge_convergence(history: History, gate: GateConfig, patience_epochs: int |
     their own straight line.
 
     Args:
-        patience_epochs: in place of the gate's, where what was trained has a patience of its own.
+        settings: of the training. Where it has a patience of its own, that counts in place of the gate's, and
+            training that ran out of it has plateaued by what it monitors.
 
     Returns:
         `plateaued` when the statistic does not exceed the threshold; `improving` when it does, or
@@ -49,10 +50,17 @@ def judge_convergence(history: History, gate: GateConfig, patience_epochs: int |
         return _verdict(
             "diverged", None, None, broken[0], f"the loss is not finite in epoch {broken[0]}", gate
         )
-    epochs, patience = len(history.epochs), patience_epochs or gate.patience_epochs
-    if len(losses) <= patience:
+    epochs, patience = len(history.epochs), (settings and settings.patience_epochs) or gate.patience_epochs
+    gave_up = settings is not None and _has_given_up(history, settings)
+    if len(losses) <= patience and not gave_up:
         reason = f"{epochs} epochs are too few to tell: it takes more than the patience of {patience}"
         return _verdict("improving", None, None, epochs, reason, gate)
+    if gave_up and _beats_majority(history):
+        reason = (
+            f"{settings.patience_epochs} epochs without a better {settings.monitor.replace('_', ' ')}; "
+            f"best at epoch {history.best_epoch}"
+        )
+        return _verdict("plateaued", None, None, epochs, reason, gate)
     recent = losses[-patience:]
     statistic = float(losses[:-patience].min() - recent.min())
     threshold = max(gate.min_improvement_nats, gate.noise_multiplier * _noise(recent))
@@ -69,6 +77,11 @@ def judge_convergence(history: History, gate: GateConfig, patience_epochs: int |
         return _verdict("at_chance", statistic, threshold, epochs, reason, gate)
     reason = f"{compared}, no more than {threshold:.4f}; best at epoch {history.best_epoch}"
     return _verdict("plateaued", statistic, threshold, epochs, reason, gate)
+
+
+def _has_given_up(history: History, settings: TrainingConfig) -> bool:
+    patience = settings.patience_epochs
+    return patience is not None and history.count_idle_epochs(settings.min_improvement) >= patience
 
 
 def _verdict(state, statistic, threshold, epoch, reason, gate: GateConfig) -> Verdict:

@@ -179,7 +179,7 @@ def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pa
     planned: dict[str, Pass] = {}
     # How shallow a cut earlier stages of the run reach, for each row.
     reached: dict[tuple[bool, Key], int] = {}
-    for (cut, views), own in zip(stages, cuts, strict=True):
+    for (_, views), own in zip(stages, cuts, strict=True):
         # The head's pass, which comes first, fills the cuts of the phases as well.
         shallowest = own if reached else min(cuts, key=order.index)
         images = decodes = 0
@@ -193,9 +193,8 @@ def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pa
                 space = describe_space(backbone, config.backbone, start, store, augmentation)
                 absent = SpaceFolder(store, space).missing(absent)
             decodes += _count_images(absent)
-        planned[f"{views} views at {cut}" if views else f"features at {cut}"] = Pass(
-            images=images, decodes=decodes
-        )
+        title = f"{views} views at {own}" if views else f"features at {own}"
+        planned.setdefault(title, Pass(images=images, decodes=decodes))
     return planned
 
 

@@ -109,7 +109,10 @@ def resolve_cut(
         return cut
     hint = f"Cut at one of {', '.join(stages)}, where its stages end."
     if cut == layers[0]:
-        raise BadCut(f"'{cut}' is the input of {backbone_name}: no layer before it could stay frozen. {hint}")
+        raise BadCut(
+            f"'{cut}' is the input of {backbone_name}: no layer before it could stay frozen. To thaw all of them, "
+            f"cut at 'pixels'. {hint}"
+        )
     if cut in layers:
         place = layers.index(cut)
         around = " and ".join(known.name for known in _find_around(cuts, place) if known)
@@ -224,7 +227,8 @@ def _resolve_index(number: int, cuts: Sequence[Cut], backbone_name: str, count: 
     if not cuts[0].index < number <= count:
         raise BadCut(
             f"the layers of {backbone_name} can't be thawed from number {number} on: numbers run from "
-            f"{cuts[0].index + 1} to {count - 1}, the input being 0. Give one of these, or a layer's name."
+            f"{cuts[0].index + 1} to {count - 1}, the input being 0. Give one of these, a layer's name, or 'pixels' "
+            "to thaw all of them."
         )
     around = " and ".join(
         f"{cut.index + 1} (after {cut.name})" for cut in _find_around(cuts, number - 1) if cut

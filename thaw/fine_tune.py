@@ -3,13 +3,16 @@
 Source: F. Chollet, Deep Learning with Python, 2nd ed., ch. 8.3.2.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from thaw.architectures import preprocess
-from thaw.backbone import build_backbone
+from thaw.backbone import build_backbone, find_cut, order_cuts
 from thaw.config import BackboneConfig, PhaseConfig
 from thaw.cuts import group_by_stage, split_model
 from thaw.device import list_layers, prepare_keras
+from thaw.errors import BadConfig
 from thaw.head import build_penalty, go_on
 from thaw.precision import choose_precision
 from thaw.records import PIXELS, Backbone, Checkpoint, Features, History, Made, digest_of
@@ -17,6 +20,31 @@ from thaw.rows import Rows, ViewSource
 from thaw.steps import compile_network
 from thaw.store import Store
 from thaw.trainer import Plan, TrainingState, load_network, train_network
+
+# What layers call their kernels, and the penalties on them.
+_KERNELS = (
+    ("kernel", "kernel_regularizer"),
+    ("kernel", "depthwise_regularizer"),
+    ("depthwise_kernel", "depthwise_regularizer"),
+    ("pointwise_kernel", "pointwise_regularizer"),
+)
+
+
+def check_phases(phases: Sequence[PhaseConfig], backbone: Backbone) -> None:
+    """See that the backbone can be cut where the phases ask for it, and that none thaws less than the one before.
+
+    Raises:
+        BadCut: there is no such layer, or the graph can't be split there.
+        BadConfig: a later phase would freeze again what an earlier one trained.
+    """
+    order = order_cuts(backbone)
+    cuts = [find_cut(backbone, phase.cut) for phase in phases]
+    for before, after in itertools.pairwise(cuts):
+        if order.index(after) > order.index(before):
+            raise BadConfig(
+                f"setting 'fine_tune': a phase cut at '{after}' would freeze what the one before it, cut at "
+                f"'{before}', trained. List the phases from the deepest cut to the shallowest."
+            )
 
 
 def fine_tune(
@@ -49,14 +77,18 @@ def fine_tune(
                 start, features, backbone, backbone_settings, settings, store, source, budget - 1
             )
             return go_on(before.value, store)
+        trained = load_network(store, start.address)
+        for layer in list_layers(trained):
+            if layer.name in backbone.layers:
+                layer.dtype_policy = precision
         network = thaw_suffix(
             build_backbone(backbone, size, precision),
             features.cut,
             start.cut,
-            load_network(store, start.address),
+            trained,
             backbone.preprocessing,
         )
-        _penalise(network, settings)
+        _penalise(network, backbone, settings)
         compile_network(network, settings.optimizer, len(validation.classes))
         return TrainingState(network=network, history=blank, best=network.get_weights())
 
@@ -77,6 +109,8 @@ def fine_tune(
 
 
 def _list_depths(cut: str, backbone: Backbone, image_size_pixels: int) -> dict[str, int]:
+    if not backbone.stages:
+        return {}
     network = build_backbone(backbone, image_size_pixels)
     return group_by_stage(network, None if cut == PIXELS else cut, backbone.stages)
 
@@ -103,13 +137,12 @@ def thaw_suffix(network: Any, cut: str, trained_from: str, trained: Any, preproc
     return keras.Model(entry, trained(suffix(tensor)), name="fine_tuned")
 
 
-def _penalise(network: Any, settings: PhaseConfig) -> None:
-    """Penalise the kernels of convolutions and dense layers that train, where a phase has a penalty at all.
-
-    The head's own then gives way to it.
-    """
+def _penalise(network: Any, backbone: Backbone, settings: PhaseConfig) -> None:
+    """Give every kernel of the backbone that trains the penalty of the phase, or none; the head keeps its own."""
     penalty = build_penalty(settings)
     for layer in list_layers(network):
-        if penalty and layer.trainable and hasattr(layer, "kernel_regularizer") and hasattr(layer, "kernel"):
-            layer.kernel_regularizer = penalty
-            layer.kernel.regularizer = penalty
+        if layer.trainable and layer.name in backbone.layers:
+            for kernel, regularizer in _KERNELS:
+                if hasattr(layer, kernel) and hasattr(layer, regularizer):
+                    setattr(layer, regularizer, penalty)
+                    getattr(layer, kernel).regularizer = penalty

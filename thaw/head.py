@@ -3,7 +3,7 @@
 from typing import Any
 
 from thaw.architectures import preprocess
-from thaw.config import GateConfig, HeadConfig
+from thaw.config import GateConfig, HeadConfig, TrainingConfig
 from thaw.convergence import judge_convergence
 from thaw.device import prepare_keras
 from thaw.networks import add_convolutions
@@ -41,7 +41,7 @@ def build_head(
     return keras.Model(entry, last(tensor), name="head")
 
 
-def build_penalty(settings: HeadConfig) -> Any:
+def build_penalty(settings: TrainingConfig) -> Any:
     """The regularizer of kernels that train, or None where nothing is penalised."""
     keras = prepare_keras()
     return keras.regularizers.L1L2(settings.l1, settings.l2) if settings.l1 or settings.l2 else None
@@ -76,11 +76,14 @@ def train_head(
         return TrainingState(network=network, history=blank, best=network.get_weights())
 
     def has_settled(history: History) -> bool:
-        return settings.stop == "when_converged" and judge_convergence(history, gate).state != "improving"
+        return (
+            settings.stop == "when_converged"
+            and judge_convergence(history, gate, settings).state != "improving"
+        )
 
     plan = Plan(
         address=_address(features, settings, gate, budget, start),
-        stage="head" if settings.network == "dense" else "network",
+        stage="network" if features.cut == PIXELS else "head",
         label="head",
         features=features,
         settings=settings,

@@ -4,12 +4,13 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from thaw.architectures import ARCHITECTURES, preprocess
+from thaw.architectures import ARCHITECTURES, preprocess, scale_after_normalization
 from thaw.device import prepare_keras
 from thaw.errors import BadConfig, BadDump, BadWeights
 from thaw.model import ModelFacts
@@ -57,7 +58,7 @@ def name_images(
     Raises:
         BadConfig: there is no such backbone.
         BadWeights: the weights, or the names of the classes, can't be had.
-        BadDump: there are no images.
+        BadDump: there are no images that can be read.
     """
     classes = read_classes(class_index)
     model, facts = build_classifier(backbone, weights, classes)
@@ -66,7 +67,11 @@ def name_images(
         raise BadDump(
             f"no images found in {', '.join(map(str, sources))}. Pass images, folders or zip archives."
         )
-    file = store.folder("predictions", f"imagenet-{backbone}.csv")
+    if all(image.error for image in images):
+        raise BadDump(
+            f"none of the {len(images):,} images could be read; of {images[0].path}: {images[0].error}"
+        )
+    file = store.folder("predictions", f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-imagenet-{backbone}.csv")
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     _write_csv(partial, images, top)
@@ -110,6 +115,8 @@ def build_classifier(backbone: str, weights: str, classes: Sequence[str]) -> tup
     keras.utils.set_random_seed(0)
     try:
         network = build(weights="imagenet" if weights == "imagenet" else None)
+        if backbone.startswith("efficientnetb") and weights != "imagenet":
+            network = scale_after_normalization(network)
         if weights not in ("imagenet", "random"):
             network.load_weights(weights)
     except Exception as error:

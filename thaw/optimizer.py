@@ -31,9 +31,14 @@ def set_rate(optimizer: Any, settings: OptimizerConfig, history: History, epochs
 
 
 def plan_rate(settings: OptimizerConfig, history: History, epochs: int) -> float:
-    """The step size of the next epoch under schedule cosine or plateau, from the history alone."""
+    """The step size of the next epoch under schedule cosine or plateau, from the history alone.
+
+    Args:
+        epochs: of one budget; a cosine begins anew with each.
+    """
     if settings.schedule == "cosine":
-        return settings.learning_rate * (1 + math.cos(math.pi * len(history.epochs) / epochs)) / 2
+        share = len(history.epochs) % epochs / epochs
+        return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
     best, idle, rate = math.inf, 0, settings.learning_rate
     for epoch in history.epochs:
         idle = 0 if history.rank_of(epoch) < best else idle + 1

@@ -64,13 +64,18 @@ def name_nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _change_items(items: list[Any], change: Mapping[str, Any]) -> list[Any]:
+    """Items with what has no number laid over each of them, and then what has over the one of that place."""
     numbered = {int(key): value for key, value in change.items() if str(key).isdigit()}
+    common = {key: value for key, value in change.items() if not str(key).isdigit()}
     if not numbered:
-        return [overlay(item, change) for item in items] or [dict(change)]
+        return [overlay(item, common) for item in items] or [common]
     if max(numbered) > len(items):
         raise BadConfig(
             f"a setting names item {max(numbered)} of a list of {len(items)}, counted from 0. To add one to the "
             f"list, name item {len(items)}."
         )
-    places = range(len(items) + (len(items) in numbered))
-    return [overlay(below, numbered.get(place)) for place, below in zip(places, [*items, {}], strict=False)]
+    if len(items) in numbered:
+        items = [*items, {}]
+    if common:
+        items = [overlay(item, common) for item in items]
+    return [overlay(item, numbered[place]) if place in numbered else item for place, item in enumerate(items)]

@@ -175,7 +175,10 @@ class FeatureSpace(Record):
     augmentation: Mapping[str, Any] | None
 
     def at(self, cut: str) -> "FeatureSpace":
-        """The space at another cut. Pixels are kept as they are, whatever the backbone and its precision."""
+        """The space at another cut. Pixels are kept as they are, whatever the backbone and its precision.
+
+        Their preprocessing stays named: it is the first thing that a network behind them does.
+        """
         if cut != PIXELS:
             return replace(self, cut=cut)
         return replace(self, cut=cut, backbone="", weights_sha256="", precision="exact", storage="uint8")

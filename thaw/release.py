@@ -95,7 +95,7 @@ def _release_model(run: RunSummary, path: Path, store: Store) -> float:
         stage=checkpoint.stage,
         checkpoint=checkpoint.address,
         split=checkpoint.split,
-        gate_overridden=run.verdict.overridden,
+        gate_overridden=run.is_overridden,
     )
     save_model(model, path, facts)
     return parity

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thaw.errors import BadConfig
-from thaw.faults import explain_fault
+from thaw.faults import explain_faults
 
 SomeSection = TypeVar("SomeSection", bound="Section")
 
@@ -42,4 +42,4 @@ def build_section(section: type[SomeSection], settings: Mapping[str, Any]) -> So
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        raise BadConfig("\n".join(explain_fault(section, fault) for fault in error.errors())) from None
+        raise BadConfig(explain_faults(section, error.errors())) from None

@@ -6,6 +6,7 @@ slots, so that a run that was cut off ends with the very weights of an undisturb
 
 import dataclasses
 import itertools
+import json
 import logging
 import math
 import shutil
@@ -177,7 +178,7 @@ def _train(
     done = len(state.history.epochs)
     with track(plan.label, plan.epochs * len(train), "images", done=done * len(train)) as advance:
         while not plan.is_over(state.history):
-            set_rate(state.network.optimizer, plan.settings.optimizer, state.history, plan.epochs)
+            set_rate(state.network.optimizer, plan.settings.optimizer, state.history, plan.settings.epochs)
             epoch = _run_epoch(steps, state.network, train, validation, plan.settings, done, advance)
             state.history = dataclasses.replace(state.history, epochs=(*state.history.epochs, epoch))
             done += 1
@@ -202,14 +203,19 @@ def _publish(state: TrainingState, plan: Plan, store: Store) -> Checkpoint:
     )
     with store.publish_folder("checkpoints", checkpoint.address) as partial:
         state.network.save(partial / "last.keras")
-        best = prepare_keras().models.load_model(partial / "last.keras", compile=False)
+        best = _build_in_float32(state.network)
         best.set_weights(state.best)
-        for layer in list_layers(best):
-            # Training may have computed in bfloat16; its weights, and the model, are float32.
-            layer.dtype_policy = "float32"
         best.save(partial / "model.keras")
         (partial / "checkpoint.json").write_text(checkpoint.to_json(), encoding="utf-8")
     return checkpoint
+
+
+def _build_in_float32(network: Any) -> Any:
+    """The same network computing in float32, as its weights are, whatever it was trained in."""
+    config = json.dumps(network.get_config())
+    for name in ("mixed_bfloat16", "bfloat16"):
+        config = config.replace(f'"{name}"', '"float32"')
+    return type(network).from_config(json.loads(config))
 
 
 def _run_epoch(

@@ -15,6 +15,9 @@ _VIEWS = (
 )
 
 
+_PENALISED = "those of the head, or of what thaws in a phase."
+
+
 class OptimizerConfig(RecipeSection):
     """How weights are moved, and how the step size changes on the way."""
 
@@ -23,7 +26,7 @@ class OptimizerConfig(RecipeSection):
     momentum: float = Field(0.0, ge=0, lt=1, description="Of sgd and rmsprop.")
     schedule: Literal["constant", "exponential", "cosine", "plateau"] = Field(
         "constant",
-        description="exponential: times decay_rate every decay_steps steps; cosine: down to nothing over the "
+        description="exponential: times decay_rate every decay_steps steps; cosine: down to nothing over each "
         "budget; plateau: times decay_rate after plateau_epochs without a better validation.",
     )
     decay_rate: float = Field(0.5, gt=0, lt=1, description="Factor of the schedules exponential and plateau.")
@@ -49,8 +52,8 @@ class TrainingConfig(RecipeSection):
     min_improvement: float = Field(
         0.0, ge=0, le=1, description="Of what is monitored: less than this does not reset the patience."
     )
-    l1: float = Field(0.0, ge=0, le=1, description="Weight of the absolute penalty on kernels that train.")
-    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on kernels that train.")
+    l1: float = Field(0.0, ge=0, le=1, description="Weight of the absolute penalty on kernels: " + _PENALISED)
+    l2: float = Field(0.0, ge=0, le=1, description="Weight of the squared penalty on kernels: " + _PENALISED)
     seed: int = Field(
         0, ge=0, description="Of the order of images, of dropout, and of a head's first weights."
     )
@@ -100,6 +103,12 @@ class GateConfig(RecipeSection):
     )
 
 
+class PhaseOptimizerConfig(OptimizerConfig):
+    """How thawed weights are moved: gently, unless told otherwise."""
+
+    learning_rate: float = Field(1e-5, gt=0, le=10, description="Step size at the start.")
+
+
 class PhaseConfig(TrainingConfig):
     """One phase of fine-tuning: what thaws, and how it is trained."""
 
@@ -109,7 +118,7 @@ class PhaseConfig(TrainingConfig):
         "first layer that thaws; pixels thaws everything.",
     )
     epochs: int = Field(20, ge=0, le=10_000, description="Budget. 0 leaves the phase out.")
-    optimizer: OptimizerConfig = Field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
+    optimizer: PhaseOptimizerConfig = Field(default_factory=PhaseOptimizerConfig)
     patience_epochs: int | None = Field(
         3, ge=1, le=1000, description=TrainingConfig.model_fields["patience_epochs"].description
     )

@@ -38,9 +38,9 @@ def render_html(summary: RunSummary) -> str:
         notices=list_notices(summary),
         figures=list_figures(summary),
         sections=list_sections(summary),
-        pictures={name: _data_uri(picture) for name, picture in summary.pictures.items()},
+        pictures={name: write_data_uri(picture) for name, picture in summary.pictures.items()},
     )
-    return _writable(page)
+    return drop_surrogates(page)
 
 
 def render_markdown(summary: RunSummary) -> str:
@@ -50,31 +50,31 @@ def render_markdown(summary: RunSummary) -> str:
     become illegible, a folded or very long table and the configuration are left to `report.html`, and
     their places say so.
     """
-    blocks = [f"**{_plain(say_outcome(summary))}**"]
-    blocks += [f"> {_plain(notice)}" for notice in list_notices(summary)]
+    blocks = [f"**{escape_markdown(say_outcome(summary))}**"]
+    blocks += [f"> {escape_markdown(notice)}" for notice in list_notices(summary)]
     for section in list_sections(summary):
-        blocks += _section_blocks(section)
-    text = _writable("\n\n".join(blocks) + "\n")
+        blocks += list_blocks(section)
+    text = drop_surrogates("\n\n".join(blocks) + "\n")
     room_bytes = _MARKDOWN_BYTES - len(text.encode())
-    for name, inlined in _inline_pictures(summary.pictures, room_bytes).items():
+    for name, inlined in inline_pictures(summary.pictures, room_bytes).items():
         text = text.replace(_place(name), inlined)
     return text
 
 
-def _inline_pictures(pictures: Mapping[str, bytes], room_bytes: int) -> dict[str, str]:
+def inline_pictures(pictures: Mapping[str, bytes], room_bytes: int) -> dict[str, str]:
     """Each picture as Markdown. The smallest goes first, and what it leaves of its share, others get."""
     inlined = {}
     for name in sorted(pictures, key=lambda name: len(pictures[name])):
         share_bytes = room_bytes // (len(pictures) - len(inlined))
         # Base64 makes four bytes of three; a little is for what stands around them.
         fitting = shrink_picture(pictures[name], (share_bytes - 100) * 3 // 4)
-        inlined[name] = f"![{name}]({_data_uri(fitting)})" if fitting else _refer(f"The picture {name}")
+        inlined[name] = f"![{name}]({write_data_uri(fitting)})" if fitting else _refer(f"The picture {name}")
         room_bytes -= len(inlined[name])
     return inlined
 
 
-def _section_blocks(section: Section) -> list[str]:
-    blocks = [f"## {_plain(section.title)}", *(_plain(line) for line in section.text)]
+def list_blocks(section: Section) -> list[str]:
+    blocks = [f"## {escape_markdown(section.title)}", *(escape_markdown(line) for line in section.text)]
     blocks += [_markdown_table(table) for table in section.tables]
     blocks += [_place(name) for name in section.pictures]
     return blocks + ([_refer("The full configuration")] if section.code else [])
@@ -85,29 +85,29 @@ def _markdown_table(table: Table) -> str:
         return _refer(table.folded or f"The table of {len(table.rows):,} rows")
     rules = ["---:" if side == "r" else "---" for side in table.align]
     cells = [[cell.text if isinstance(cell, Bar) else cell for cell in row] for row in table.rows]
-    plain = [[_plain(cell) for cell in row] for row in (table.columns, *cells)]
+    plain = [[escape_markdown(cell) for cell in row] for row in (table.columns, *cells)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (plain[0], rules, *plain[1:]))
 
 
 def _refer(what: str) -> str:
     """What stands in the place of something left out."""
-    return f"({_plain(what)}: see report.html.)"
+    return f"({escape_markdown(what)}: see report.html.)"
 
 
 def _place(name: str) -> str:
     return f"<!-- picture {name} -->"
 
 
-def _plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
-def _writable(text: str) -> str:
+def drop_surrogates(text: str) -> str:
     """Text without the lone surrogates that Python carries undecodable bytes of names in."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _data_uri(picture: bytes) -> str:
+def write_data_uri(picture: bytes) -> str:
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{b64encode(picture).decode()}"

@@ -141,6 +141,8 @@ def _gate(run: RunSummary) -> Section:
     for number, (phase, found) in enumerate(zip(run.phases, run.phase_verdicts, strict=True), 1):
         rows.append((f"phase {number}", f"{say_state(found)} (after {phase.cut}): {found.reason}"))
     text = "The backbone thaws behind a head whose validation loss has stopped improving beyond its noise."
+    if run.head.stage == "network":
+        text = "Whether the network had stopped learning, by the rule that a backbone thaws by."
     return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)])
 
 
@@ -258,16 +260,16 @@ def _provenance(run: RunSummary) -> Section:
         "augmentation": config.augmentation.seed,
         "head": config.head.seed,
     }
-    seeds |= {f"phase after {phase.cut}": phase.seed for phase in config.fine_tune}
+    seeds |= {f"phase {number}": phase.seed for number, phase in enumerate(config.fine_tune, 1)}
     rows = [
         ("dump", str(config.dump.path)),
         ("recipe", config.recipe),
         ("manifest", run.manifest.digest),
         ("split", run.head.split),
         ("backbone", say_backbone(run.backbone)),
-        ("weights, SHA-256", run.backbone.weights_sha256),
+        *([("weights, SHA-256", run.backbone.weights_sha256)] if run.backbone.cuts else []),
         ("preprocessing", run.backbone.preprocessing),
-        ("precision", run.precision),
+        *([("precision", run.precision)] if run.backbone.cuts else []),
         ("head", f"{run.head.address}, on features {run.head.space}"),
     ]
     rows += [("fine-tuned", f"{phase.address}, on features {phase.space}") for phase in run.phases]

@@ -49,6 +49,11 @@ class RunSummary:
         return self.phases[-1] if self.phases else None
 
     @property
+    def is_overridden(self) -> bool:
+        """Whether anything was thawed behind what had not converged."""
+        return any(found.overridden for found in (self.verdict, *self.phase_verdicts[:-1]))
+
+    @property
     def tested(self) -> Evaluation | None:
         """The evaluation of the model that the run ends with."""
         return self.evaluation or self.head_evaluation
@@ -79,7 +84,7 @@ def say_outcome(run: RunSummary) -> str:
     """The run in one sentence."""
     if run.fine_tuned:
         lead = "Fine-tuned"
-        if run.verdict.overridden:
+        if run.is_overridden:
             lead = "Gate overridden: fine-tuned from an unconverged head"
         if not run.evaluation:
             return f"{lead}, not tested."
@@ -95,22 +100,21 @@ def say_outcome(run: RunSummary) -> str:
 def list_notices(run: RunSummary) -> list[str]:
     """What a reader must not miss."""
     notices = []
-    if run.verdict.overridden:
+    overridden = [found for found in (run.verdict, *run.phase_verdicts[:-1]) if found.overridden]
+    if overridden:
         notices.append(
-            f"The gate was overridden by override_gate: true. Its verdict was {say_state(run.verdict)}: "
-            f"{run.verdict.reason.rstrip('. ')}."
+            f"The gate was overridden by override_gate: true. Its verdict was {say_state(overridden[0])}: "
+            f"{overridden[0].reason.rstrip('. ')}."
         )
     elif run.tested and not run.verdict.opens_gate:
         notices.append(
             f"The head was released {say_state(run.verdict)}: {run.verdict.reason.rstrip('. ')}. "
             "No fine-tune was planned, so the gate kept nothing back."
         )
-    left_out = run.config.fine_tune[len(run.phases) :] if run.phases else ()
-    if left_out:
-        cuts = " and ".join(str(phase.cut) for phase in left_out)
+    if run.phases and len(run.phases) < len(run.config.fine_tune):
         notices.append(
-            f"The gate stayed closed behind the phase after {run.fine_tuned.cut}: "
-            f"{run.phase_verdicts[-1].reason.rstrip('. ')}. What was to thaw after {cuts} stayed frozen."
+            f"The gate stayed closed behind phase {len(run.phases)}, after {run.fine_tuned.cut}: "
+            f"{run.phase_verdicts[-1].reason.rstrip('. ')}. What was to thaw in later phases stayed frozen."
         )
     if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
@@ -127,7 +131,7 @@ def list_figures(run: RunSummary) -> list[tuple[str, str, str]]:
                 (f"Accuracy, {say_stage(made).lower()}", say_percent(made.metrics.accuracy), remark)
             )
     gate = "open" if run.verdict.opens_gate else "not asked" if run.tested else "closed"
-    gate = "overridden" if run.verdict.overridden else gate
+    gate = "overridden" if run.is_overridden else gate
     figures.append(("Gate", gate, f"{say_state(run.verdict)}, epoch {run.verdict.epoch}"))
     cached = sum(stage.cached for stage in run.stages)
     remark = f"{cached} of {len(run.stages)} stages cached"
