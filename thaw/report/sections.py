@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from thaw.config import NO_BACKBONE
 from thaw.config import Section as ConfigSection
 from thaw.records import SIDES, Checkpoint, Evaluation, Manifest
 from thaw.report.photographs import MOST_IMAGES
@@ -260,6 +261,7 @@ def _provenance(run: RunSummary) -> Section:
         "augmentation": config.augmentation.seed,
         "head": config.head.seed,
     }
+    pretrained = run.backbone.name != NO_BACKBONE
     seeds |= {f"phase {number}": phase.seed for number, phase in enumerate(config.fine_tune, 1)}
     rows = [
         ("dump", str(config.dump.path)),
@@ -267,9 +269,9 @@ def _provenance(run: RunSummary) -> Section:
         ("manifest", run.manifest.digest),
         ("split", run.head.split),
         ("backbone", say_backbone(run.backbone)),
-        *([("weights, SHA-256", run.backbone.weights_sha256)] if run.backbone.cuts else []),
+        *([("weights, SHA-256", run.backbone.weights_sha256)] if pretrained else []),
         ("preprocessing", run.backbone.preprocessing),
-        *([("precision", run.precision)] if run.backbone.cuts else []),
+        *([("precision", run.precision)] if pretrained else []),
         ("head", f"{run.head.address}, on features {run.head.space}"),
     ]
     rows += [("fine-tuned", f"{phase.address}, on features {phase.space}") for phase in run.phases]
