@@ -222,7 +222,7 @@ def publish_crossvalidation(
         return Made(value=found, reused=True, note=note)
     places = list(itertools.product(range(1, settings.repeats + 1), range(1, settings.folds + 1)))
     folds = tuple(
-        _describe_fold(*place, fold, split, config.gate) for place, fold in zip(places, scored, strict=True)
+        _describe_fold(*place, fold, split, config) for place, fold in zip(places, scored, strict=True)
     )
     order = {label: number for number, label in enumerate(split.classes)}
     predictions = [
@@ -257,7 +257,7 @@ def _draw(row: ImageRow, seed: int) -> str:
     return hashlib.sha256(f"fold:{seed}:{row.sha256}".encode()).hexdigest()
 
 
-def _describe_fold(repeat: int, number: int, scored: ScoredFold, split: Split, gate: GateConfig) -> Fold:
+def _describe_fold(repeat: int, number: int, scored: ScoredFold, split: Split, config: TrainConfig) -> Fold:
     metrics, history = scored.evaluation.metrics, scored.checkpoint.history
     return Fold(
         repeat=repeat,
@@ -267,7 +267,7 @@ def _describe_fold(repeat: int, number: int, scored: ScoredFold, split: Split, g
         train_images=len(split.train) + len(split.validation) - metrics.images,
         images=metrics.images,
         history=history,
-        verdict=judge_convergence(history, gate),
+        verdict=judge_convergence(history, config.gate, config.head),
         accuracy=metrics.accuracy,
         log_loss=metrics.log_loss,
     )

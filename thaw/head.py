@@ -25,6 +25,8 @@ def build_head(
     keras = prepare_keras()
     keras.utils.set_random_seed(settings.seed)
     penalty = build_penalty(settings)
+    # Each layer draws the seed of its first weights when it is made: the order of these lines is part of the method.
+    last = keras.layers.Dense(1, "sigmoid") if classes == 2 else keras.layers.Dense(classes, "softmax")
     entry = keras.Input(shape)
     tensor = preprocess(entry, preprocessing) if preprocessing else entry
     if settings.network != "dense":
@@ -37,7 +39,6 @@ def build_head(
         tensor = keras.layers.Dense(units, settings.activation, kernel_regularizer=penalty)(tensor)
         if settings.dropout:
             tensor = keras.layers.Dropout(settings.dropout)(tensor)
-    last = keras.layers.Dense(1, "sigmoid") if classes == 2 else keras.layers.Dense(classes, "softmax")
     return keras.Model(entry, last(tensor), name="head")
 
 
