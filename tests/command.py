@@ -100,7 +100,14 @@ class Server:
         return ended.stdout
 
     def ask(self, path: str, **body: Any) -> Any:
-        return httpx.post(f"{self.url}/{path}", json=body, timeout=30).raise_for_status().json()
+        """What the server answers. Where its database is busy, which it says by a 503, it is asked again."""
+        deadline = time.monotonic() + 30
+        while True:
+            answered = httpx.post(f"{self.url}/{path}", json=body, timeout=30)
+            if not answered.is_server_error or time.monotonic() > deadline:
+                assert not answered.is_client_error, answered.text
+                return answered.raise_for_status().json()
+            time.sleep(1)
 
     def newest_run(self) -> dict[str, Any]:
         return self.ask("flow_runs/filter", sort="START_TIME_DESC", limit=1)[0]
@@ -163,8 +170,8 @@ class Server:
 
     def answer(self, run: str, **given: Any) -> None:
         """Resume a run that waits for a person, as its form in the UI does."""
-        resumed = httpx.post(f"{self.url}/flow_runs/{run}/resume", json={"run_input": given}, timeout=30)
-        assert resumed.json()["status"] == "ACCEPT", resumed.text
+        resumed = self.ask(f"flow_runs/{run}/resume", run_input=given)
+        assert resumed["status"] == "ACCEPT", resumed
 
     def children(self, run: str) -> dict[str, dict[str, Any]]:
         """The runs that a run handed out, by name."""
