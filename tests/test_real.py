@@ -41,8 +41,7 @@ def test_book2_finetune_reaches_its_figure_and_is_not_below_its_own_head(fine_tu
     assert result["verdict"] == "plateaued"
     assert result["test_images"] == 1000
     assert result["test_accuracy"] >= 0.975
-    # Fine-tunes of VGG16 differ a little from run to run: a few images of 1,000 are luck.
-    assert result["test_accuracy"] >= result["head_test_accuracy"] - 0.005
+    assert result["test_accuracy"] >= result["head_test_accuracy"]
 
 
 def test_the_second_identical_run_decodes_nothing_and_computes_nothing(train, fine_tuned: Ended):

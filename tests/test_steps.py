@@ -1,5 +1,6 @@
 """Compiled steps: what Keras's own steps do to the weights, and the figures that histories are made of."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,12 @@ def build_convolutional(classes: int = 2, optimizer: str = "sgd", **settings: An
     return network
 
 
-def draw_batches(batches: int, images: int = 8, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Features as the cache stores them, (batches, images, *SHAPE), and class indices (batches, images)."""
+def draw_batches(
+    batches: int, images: int = 8, classes: int = 2, shape: tuple[int, int, int] = SHAPE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features as the cache stores them, (batches, images, *shape), and class indices (batches, images)."""
     dice = np.random.default_rng(0)
-    features = np.maximum(dice.normal(size=(batches, images, *SHAPE)), 0).astype(np.float16)
+    features = np.maximum(dice.normal(size=(batches, images, *shape)), 0).astype(np.float16)
     return features, dice.integers(classes, size=(batches, images))
 
 
@@ -123,6 +126,29 @@ def test_dropout_is_drawn_anew_in_every_call_and_from_its_seed(batches: int):
     assert len(set(losses)) == 3
     layer.seed_generator.state.assign(seed)
     assert steps.train(*draw_batches(batches))[0] == losses[0]
+
+
+@pytest.mark.slow
+def test_a_step_as_large_as_vgg16_s_moves_weights_the_same_way_each_time():
+    """Operations of such a step overtake one another; those of smaller ones too seldom to be seen here."""
+    keras, shape = prepare_keras(), (11, 11, 512)
+    keras.utils.set_random_seed(0)
+    convolutions = (keras.layers.Conv2D(512, 3, padding="same", activation="relu") for _ in "abc")
+    suffix = keras.Sequential([keras.Input(shape), *convolutions, keras.layers.MaxPooling2D()])
+    entry = keras.Input(shape)
+    network = keras.Model(entry, build_head(suffix.output_shape[1:], 2, HeadConfig())(suffix(entry)))
+    compile_network(network, OPTIMIZERS["rmsprop"], 2)
+    steps = TensorFlowSteps(network)
+    features, labels = draw_batches(1, images=32, shape=shape)
+    variables = [*network.variables, *network.optimizer.variables]
+    start = [np.array(variable) for variable in variables]
+    ends = set()
+    for _ in range(30):
+        for variable, value in zip(variables, start, strict=True):
+            variable.assign(value)
+        steps.train(features, labels)
+        ends.add(hashlib.sha256(b"".join(weights.tobytes() for weights in network.get_weights())).digest())
+    assert len(ends) == 1
 
 
 @pytest.mark.parametrize(("build", "classes"), [(build_dense, 2), (build_convolutional, 3)])

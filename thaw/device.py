@@ -27,6 +27,8 @@ def prepare_keras():
         # Its warnings about tracing say nothing to whoever trains a model.
         tensorflow.get_logger().setLevel("ERROR")
         tensorflow.config.experimental.enable_op_determinism()
+        # This pass joins sums of two into sums of many, whose order depends on which term is ready first.
+        tensorflow.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
     # Operations are only reproducible once a seed is set; every stage then sets its own.
     # Wherever TensorFlow is installed Keras would import it for seconds to seed it too; it asks once.
     with _hide_module("tensorflow"):
@@ -67,16 +69,18 @@ def compile_function(function: Callable[..., Any], fuse: bool) -> Callable[..., 
 
 
 def differentiate(function: Callable[[], tuple[Any, Any]], variables: Sequence[Any]) -> tuple[Any, list[Any]]:
-    """What else `function` returns beside its loss, and the loss's gradients, on TensorFlow.
+    """What else `function` returns beside its loss, and the loss's gradients, inside a compiled function.
 
     Args:
         function: returns a scalar loss, and anything.
     """
     import tensorflow
 
-    with tensorflow.GradientTape() as tape:
-        loss, other = function()
-    return other, tape.gradient(loss, [variable.value for variable in variables])
+    loss, other = function()
+    # A gradient with many terms is added up two at a time: sums of more depend on which term is ready first.
+    two_at_a_time = tensorflow.AggregationMethod.EXPERIMENTAL_TREE
+    handles = [variable.value for variable in variables]
+    return other, tensorflow.gradients(loss, handles, aggregation_method=two_at_a_time)
 
 
 def list_devices() -> list[str]:
