@@ -36,7 +36,10 @@ def _draw_transform(
     )
     shift_x, shift_y = generator.uniform(-1, 1, 2) * augmentation.shift_fraction * size
     zoom_x, zoom_y = 1 + generator.uniform(-1, 1, 2) * augmentation.zoom_fraction
-    mirror = -1 if generator.random() < 0.5 and augmentation.horizontal_flip else 1
+    is_drawn = generator.random() < 0.5
+    mirror = (
+        -1 if augmentation.horizontal_flip == "always" or (is_drawn and augmentation.horizontal_flip) else 1
+    )
     rotate = [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
     slant = [[1, -np.sin(shear), 0], [0, np.cos(shear), 0], [0, 0, 1]]
     scale = [[mirror * zoom_x, 0, shift_x], [0, zoom_y, shift_y], [0, 0, 1]]

@@ -14,11 +14,13 @@ from thaw.networks import find_smallest_side
 from thaw.recipe import list_recipes, overlay, read_recipe
 from thaw.section import RecipeSection, Section, build_section
 from thaw.training_config import (
+    EnsembleConfig,
     GateConfig,
     HeadConfig,
     OptimizerConfig,
     PhaseConfig,
     PhaseOptimizerConfig,
+    SearchConfig,
     TrainingConfig,
     Views,
 )
@@ -29,6 +31,7 @@ __all__ = [
     "AugmentationConfig",
     "BackboneConfig",
     "DumpConfig",
+    "EnsembleConfig",
     "GateConfig",
     "HeadConfig",
     "Layout",
@@ -36,6 +39,7 @@ __all__ = [
     "PhaseConfig",
     "PhaseOptimizerConfig",
     "PromotionConfig",
+    "SearchConfig",
     "Section",
     "SplitConfig",
     "TrainConfig",
@@ -170,7 +174,9 @@ class AugmentationConfig(RecipeSection):
     shift_fraction: float = Field(0.0, ge=0, le=0.9, description="Shift, at most this share of the side.")
     shear_degrees: float = Field(0.0, ge=0, le=60, description="Shear, at most this angle either way.")
     zoom_fraction: float = Field(0.2, ge=0, le=0.9, description="Zoom in or out, at most this share.")
-    horizontal_flip: bool = Field(True, description="Mirror every other view.")
+    horizontal_flip: bool | Literal["always"] = Field(
+        True, description="Mirror every other view, or always each of them."
+    )
     seed: int = Field(0, ge=0, description="Another seed draws other views.")
 
 
@@ -187,12 +193,15 @@ class TrainConfig(Section):
     backbone: BackboneConfig = Field(None, description="What to change of the recipe's backbone.")
     augmentation: AugmentationConfig = Field(None, description="What to change of the recipe's augmentation.")
     head: HeadConfig = Field(None, description="What to change of the recipe's head.")
+    search: SearchConfig = Field(None, description="What to change of the recipe's search for a head.")
     gate: GateConfig = Field(None, description="What to change of the recipe's gate.")
     fine_tune: tuple[PhaseConfig, ...] = Field(
         None,
         description="What to change of the recipe's phases of fine-tuning, by their order. A later phase thaws no "
         "less than the one before it, and begins when the gate finds that one converged.",
     )
+
+    ensemble: EnsembleConfig = Field(None, description="What to change of the recipe's ensemble.")
 
     @model_validator(mode="before")
     @classmethod
@@ -210,6 +219,11 @@ class TrainConfig(Section):
     @classmethod
     def _leave_out_empty_phases(cls, phases: tuple[PhaseConfig, ...]) -> tuple[PhaseConfig, ...]:
         return tuple(phase for phase in phases if phase.epochs)
+
+    @model_validator(mode="after")
+    def _candidates_are_heads(self) -> "TrainConfig":
+        self.search.list_candidates(self.head)
+        return self
 
     @model_validator(mode="after")
     def _networks_learn_from_pixels(self) -> "TrainConfig":

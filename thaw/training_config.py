@@ -1,11 +1,14 @@
 """The settings of training: the head, the gate, and the phases behind it."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from thaw.errors import BadConfig
 from thaw.networks import NETWORKS
-from thaw.section import RecipeSection
+from thaw.recipe import overlay
+from thaw.section import RecipeSection, build_section
 
 NetworkName = Literal[("dense", *NETWORKS)]
 Views = Annotated[int, Field(ge=0, le=64)] | Literal["fresh"]
@@ -87,6 +90,42 @@ class HeadConfig(TrainingConfig):
         return (units,) if isinstance(units, int) else units
 
 
+class SearchConfig(RecipeSection):
+    """Settings of the head to choose between, by cross-validation on the training images' cached features."""
+
+    grid: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="Lists of values to try, under the names of the head's settings; each combination is "
+        "a candidate. Nothing here, no search.",
+    )
+    folds: int = Field(5, ge=2, le=20, description="Parts of the training images, each held out once.")
+
+    def list_candidates(self, head: HeadConfig) -> tuple[HeadConfig, ...]:
+        """The head with each combination of the grid's values, the first setting's varying slowest.
+
+        Raises:
+            BadConfig: a setting has no list of values, or no head can have one of them.
+        """
+        changes: list[dict[str, Any]] = [{}]
+        for path, values in _list_choices(self.grid):
+            changes = [overlay(change, _nest(path, value)) for change in changes for value in values]
+        try:
+            return tuple(build_section(HeadConfig, overlay(head.model_dump(), change)) for change in changes)
+        except BadConfig as error:
+            raise BadConfig(f"setting 'search.grid': {error}") from None
+
+
+class EnsembleConfig(RecipeSection):
+    """What the model's probabilities are the mean of."""
+
+    members: int = Field(
+        1, ge=1, le=20, description="Networks trained alike, from seeds of their own, that are averaged."
+    )
+    mirrored: bool = Field(
+        False, description="Average also what is made of an image and of its mirror image, at twice the work."
+    )
+
+
 class GateConfig(RecipeSection):
     """When a head counts as converged, so that the backbone may thaw."""
 
@@ -128,3 +167,23 @@ class PhaseConfig(TrainingConfig):
     precision: Literal["auto", "float32", "mixed_bfloat16"] = Field(
         "auto", description="Of training. auto computes in bfloat16 on a GPU that multiplies it faster."
     )
+
+
+def _list_choices(
+    grid: Mapping[str, Any], place: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """The settings that a grid names, and the values it gives each to try."""
+    for name, values in grid.items():
+        path = (*place, name)
+        if isinstance(values, Mapping):
+            yield from _list_choices(values, path)
+        elif isinstance(values, list | tuple) and values:
+            yield path, list(values)
+        else:
+            raise BadConfig(
+                f"setting 'search.grid.{'.'.join(path)}': takes a list of values to try. Received: {values!r}."
+            )
+
+
+def _nest(path: Sequence[str], value: Any) -> Any:
+    return value if not path else {path[0]: _nest(path[1:], value)}
