@@ -3,7 +3,6 @@
 Goal: 5 % and 10 s at most.
 """
 
-import dataclasses
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from benchmarks.results import Entry, Goal
 from benchmarks.stages import open_images
 from thaw.convergence import judge_convergence
 from thaw.drawings import draw_dump
+from thaw.ensemble import Member
 from thaw.evaluate import evaluate
 from thaw.features import cache_features
 from thaw.fine_tune import fine_tune
@@ -49,20 +49,20 @@ class Stages:
         head_evaluation = evaluate(head, bottlenecks.test, place).value
         shallow = cache_features(*given, tuning.cut, place, tuning.views, config.augmentation).value
         tuned = fine_tune(head, shallow, images.backbone, config.backbone, tuning, place).value
+        evaluation = evaluate(tuned, shallow.test, place).value
+        found = judge_convergence(tuned.history, config.gate, tuning)
+        phases = {"phases": (tuned,), "phase_verdicts": (found,)}
         run = RunSummary(
             title="demo",
             config=config,
             manifest=images.manifest,
             split=images.split,
-            head=head,
-            verdict=verdict,
+            members=(Member(seed=config.head.seed, head=head, verdict=verdict, **phases),),
             backbone=images.backbone,
             precision=config.backbone.precision,
             head_evaluation=head_evaluation,
+            evaluation=evaluation,
         )
-        evaluation = evaluate(tuned, shallow.test, place).value
-        found = judge_convergence(tuned.history, config.gate, tuning.patience_epochs)
-        run = dataclasses.replace(run, phases=(tuned,), phase_verdicts=(found,), evaluation=evaluation)
         return {"test accuracy": release_run(run, place).value.metrics.accuracy}
 
 

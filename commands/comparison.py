@@ -23,7 +23,7 @@ from thaw.store import Store
 
 if TYPE_CHECKING:
     from thaw.comparison import ComparisonTable, RecipeResult, Spent
-    from thaw.report.sections import Table
+    from thaw.report.parts import Table
 
 EXIT_NO_MODEL = 1
 # Before a comma that a setting follows; a comma within a value stays.

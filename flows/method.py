@@ -1,10 +1,7 @@
 """The method, from an opened dump to a tested model, as the flows share it."""
 
 import dataclasses
-import math
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +9,14 @@ from prefect.runtime import deployment
 from prefect.states import Completed, State
 from pydantic import Field
 
+from flows.members import cache_bottlenecks, thaw_in_phases, train_heads
+from flows.search import search_head
 from tasks import dataset, features, release, training
 from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw import archive
-from thaw.backbone import find_cut
-from thaw.config import BackboneConfig, DumpConfig, GateConfig, TrainConfig, TrainingConfig
+from thaw.config import BackboneConfig, DumpConfig, TrainConfig
+from thaw.ensemble import choose_members
 from thaw.errors import BadConfig
 from thaw.fine_tune import check_phases
 from thaw.records import (
@@ -25,12 +24,10 @@ from thaw.records import (
     Checkpoint,
     Evaluation,
     Features,
-    FeatureSet,
     Manifest,
     Outcome,
     Split,
     StageTime,
-    Verdict,
 )
 from thaw.report import RunSummary
 from thaw.rows import ViewSource
@@ -73,12 +70,6 @@ def open_dump(config: TrainConfig, store: Store) -> tuple[Backbone, Manifest]:
     return backbone, dataset.scan_dump(config.dump, store)
 
 
-def cache_bottlenecks(config: TrainConfig, backbone: Backbone, split: Split, store: Store) -> Features:
-    """The features that the head learns from; those that fine-tuning starts from come up on the way."""
-    keep = tuple(phase.cut for phase in config.fine_tune)
-    return _cache(config, backbone, split, backbone.end, config.head.views, store, keep)
-
-
 def train_model(
     config: TrainConfig,
     backbone: Backbone,
@@ -98,26 +89,30 @@ def train_model(
         dump=config.dump, backbone=backbone, settings=config.backbone, augmentation=config.augmentation
     )
     bottlenecks = cache_bottlenecks(config, backbone, split, store)
-    head, verdict = _train_heads(config, bottlenecks, source, store, champions_head)
+    search = search_head(config, source, split, store)
+    if search:
+        config = config.model_copy(update={"head": search.apply(config.head)})
+        bottlenecks = cache_bottlenecks(config, backbone, split, store)
+    heads = train_heads(config, bottlenecks, source, store, champions_head)
     run = RunSummary(
         title=f"{config.recipe} on {config.dump.path.name}",
         config=config,
         manifest=manifest,
         split=split,
-        head=head,
-        verdict=verdict,
+        search=search,
+        members=tuple(heads),
         backbone=backbone,
         precision=read_space(bottlenecks.test.space, store).precision,
     )
-    if not verdict.opens_gate and (config.fine_tune or verdict.is_hopeless):
-        outcome = release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
-        return dataclasses.replace(outcome, stages=tuple(stages))
-
-    run = dataclasses.replace(run, head_evaluation=release.evaluate(head, bottlenecks.test, store))
-    if config.fine_tune:
-        phases, verdicts, test = _thaw_in_phases(config, backbone, split, source, head, store)
-        evaluation = release.evaluate(phases[-1], test, store)
-        run = dataclasses.replace(run, phases=phases, phase_verdicts=verdicts, evaluation=evaluation)
+    passed = choose_members(heads, bool(config.fine_tune))
+    if passed:
+        shown = release.evaluate(passed[0].head, bottlenecks.test, store)
+        run = dataclasses.replace(run, head_evaluation=shown)
+        trained, shallow = thaw_in_phases(config, heads, bottlenecks, split, source, store)
+        members = choose_members(trained, bool(config.fine_tune))
+        left_out = tuple(member for member in trained if member not in members)
+        run = dataclasses.replace(run, members=members, left_out=left_out)
+        run = _test_model(run, bottlenecks, shallow, store)
     outcome = release.release_run(dataclasses.replace(run, stages=tuple(stages)), store)
     return dataclasses.replace(outcome, stages=tuple(stages))
 
@@ -131,8 +126,11 @@ def score_model(
     store: Store,
 ) -> Evaluation:
     """What a model makes of the test images of a split, which may be another's than its own."""
-    test = features.cache_test_rows(split, dump, backbone, settings, checkpoint.cut, store)
-    return release.evaluate(checkpoint, test.test, store)
+    images = (split, dump, backbone, settings, checkpoint.cut, store)
+    test = features.cache_test_rows(*images).test
+    if not checkpoint.mirrored:
+        return release.evaluate(checkpoint, test, store)
+    return release.evaluate(checkpoint, test, store, features.cache_mirrored(*images, ("test",)).test)
 
 
 def close_gate(outcome: Outcome) -> State:
@@ -144,99 +142,25 @@ def close_gate(outcome: Outcome) -> State:
     return Completed(name="GateClosed", message=f"no model: {outcome.verdict.reason}", data=outcome)
 
 
-def _cache(
-    config: TrainConfig,
-    backbone: Backbone,
-    split: Split,
-    cut: str | int,
-    views: int | str,
-    store: Store,
-    keep: Sequence[str | int] = (),
-) -> Features:
-    cut, *keep = (find_cut(backbone, each) for each in (cut, *keep))
-    images = (split, config.dump, backbone, config.backbone, cut, store)
-    if views:
-        return features.cache_views(*images, views, config.augmentation, tuple(keep))
-    return features.cache_features(*images, tuple(keep))
-
-
-def _train_heads(
-    config: TrainConfig,
-    bottlenecks: Features,
-    source: ViewSource,
-    store: Store,
-    champions_head: Checkpoint | None,
-) -> tuple[Checkpoint, Verdict]:
-    """The head that validates best among the converged ones, and the gate's verdict on it."""
-    heads = [_train_head(config, bottlenecks, source, store)]
-    if champions_head:
-        heads.append(_train_head(config, bottlenecks, source, store, champions_head))
-    return min(heads, key=_rank_head)
-
-
-def _rank_head(trained: tuple[Checkpoint, Verdict]) -> tuple[bool, float]:
-    """Converged ones first, then by what is monitored of the best epoch."""
-    history = trained[0].history
-    return not trained[1].opens_gate, history.rank_of(history.best) if history.best else math.inf
-
-
-def _train_head(
-    config: TrainConfig,
-    bottlenecks: Features,
-    source: ViewSource,
-    store: Store,
-    start: Checkpoint | None = None,
-) -> tuple[Checkpoint, Verdict]:
-    given = {"bottlenecks": bottlenecks, "settings": config.head, "gate": config.gate}
-    given |= {"store": store, "source": source}
-    warm = partial(training.train_warm_head, start=start)
-    train = partial(warm if start else training.train_head, **given)
-    return _train_until_converged(train, config.gate, config.head, extends=bool(config.fine_tune))
-
-
-def _thaw_in_phases(
-    config: TrainConfig, backbone: Backbone, split: Split, source: ViewSource, head: Checkpoint, store: Store
-) -> tuple[tuple[Checkpoint, ...], tuple[Verdict, ...], FeatureSet]:
-    """What each phase came to, the gate's verdict on each, and the test rows for the last.
-
-    A phase that has not converged ends the thawing: what it came to is kept, what was to follow is left out.
-    """
-    phases: list[Checkpoint] = [head]
-    verdicts: list[Verdict] = []
-    for number, settings in enumerate(config.fine_tune, 1):
-        shallow = _cache(config, backbone, split, settings.cut, settings.views, store)
-        train = partial(
-            training.thaw_and_train,
-            trained=phases[-1],
-            features=shallow,
-            backbone=backbone,
-            backbone_settings=config.backbone,
-            settings=settings,
-            store=store,
-            source=source,
-        )
-        extends = number < len(config.fine_tune)
-        tuned, verdict = _train_until_converged(train, config.gate, settings, extends)
-        phases.append(tuned)
-        verdicts.append(verdict)
-        if not verdict.opens_gate:
-            break
-    return tuple(phases[1:]), tuple(verdicts), shallow.test
-
-
-def _train_until_converged(
-    train: Callable[..., Checkpoint], gate: GateConfig, settings: TrainingConfig, extends: bool
-) -> tuple[Checkpoint, Verdict]:
-    """What was trained, and the gate's verdict on it.
+def _test_model(run: RunSummary, bottlenecks: Features, shallow: Features, store: Store) -> RunSummary:
+    """The run with its model, averaged where that is asked for, and with what test rows say of it.
 
     Args:
-        train: trains for so many budgets.
-        extends: whether it is given further budgets as long as it still improves and the gate grants them,
-            since something waits behind the gate.
+        shallow: features at the cut of the members' last phase.
     """
-    for budget in range(1, gate.max_extensions + 2):
-        trained = train(budget=budget)
-        verdict = training.judge_convergence(trained, gate, settings)
-        if verdict.state != "improving" or not extends:
-            break
-    return trained, verdict
+    config, first = run.config, run.members[0]
+    if run.head_evaluation.checkpoint != first.head.address:
+        shown = release.evaluate(first.head, bottlenecks.test, store)
+        run = dataclasses.replace(run, head_evaluation=shown)
+    mirrored = None
+    if config.ensemble.mirrored:
+        images = (run.split, config.dump, run.backbone, config.backbone)
+        mirrored = features.cache_mirrored(*images, shallow.cut, store)
+    if mirrored or len(run.members) > 1:
+        networks = [member.model for member in run.members]
+        joined = training.join_members(networks, shallow, mirrored, store)
+        tested = release.evaluate(joined, shallow.test, store, mirrored.test if mirrored else None)
+        return dataclasses.replace(run, ensemble=joined, evaluation=tested)
+    if first.phases:
+        return dataclasses.replace(run, evaluation=release.evaluate(first.model, shallow.test, store))
+    return run

@@ -3,7 +3,8 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, cache_bottlenecks, open_dump, open_store
+from flows.members import cache_bottlenecks
+from flows.method import StorePath, Where, open_dump, open_store
 from tasks import dataset
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run

@@ -3,7 +3,7 @@
 from tasks.stage import stage
 from thaw import features
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig, Views
-from thaw.records import Backbone, Features, Made, Split
+from thaw.records import Backbone, Features, Made, Side, Split
 from thaw.store import Store
 
 
@@ -33,6 +33,19 @@ def cache_views(
     keep: tuple[str, ...] = (),
 ) -> Made[Features]:
     return features.cache_features(split, dump, backbone, settings, cut, store, views, augmentation, keep)
+
+
+@stage("mirror images at {cut}", wants_gpu=True, retries=1)
+def cache_mirrored(
+    split: Split,
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    cut: str,
+    store: Store,
+    sides: tuple[Side, ...] = ("validation", "test"),
+) -> Made[Features]:
+    return features.cache_mirrored(split, dump, backbone, settings, cut, store, sides)
 
 
 @stage("test rows at {cut}", wants_gpu=True, retries=1)

@@ -23,8 +23,10 @@ def _show_metrics(made: Evaluation) -> None:
 
 
 @stage("evaluate {checkpoint.stage}", wants_gpu=True, retries=1, present=_show_metrics)
-def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Evaluation]:
-    return evaluation.evaluate(checkpoint, test, store)
+def evaluate(
+    checkpoint: Checkpoint, test: FeatureSet, store: Store, mirrored: FeatureSet | None = None
+) -> Made[Evaluation]:
+    return evaluation.evaluate(checkpoint, test, store, mirrored)
 
 
 @stage("release", retries=1)

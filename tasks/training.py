@@ -1,17 +1,19 @@
 """Tasks that train: the head, the gate's verdict on it, and the thawed suffix."""
 
+from collections.abc import Sequence
+
 from prefect.artifacts import create_table_artifact
 
 from tasks.screen import show
 from tasks.stage import stage
-from thaw import convergence, fine_tune, head
+from thaw import convergence, ensemble, fine_tune, head
 from thaw.config import BackboneConfig, GateConfig, HeadConfig, PhaseConfig, TrainingConfig
 from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
 from thaw.rows import ViewSource
 from thaw.store import Store
 
 
-@stage("train head, budget {budget}", wants_gpu=True, retries=1)
+@stage("train head, seed {settings.seed}, budget {budget}", wants_gpu=True, retries=1)
 def train_head(
     bottlenecks: Features,
     settings: HeadConfig,
@@ -47,7 +49,7 @@ def judge_convergence(trained: Checkpoint, gate: GateConfig, settings: TrainingC
     return Made(value=verdict, reused=False, note=f"{verdict.state}: {verdict.reason}")
 
 
-@stage("fine-tune after {features.cut}", wants_gpu=True, retries=1)
+@stage("fine-tune after {features.cut}, seed {settings.seed}", wants_gpu=True, retries=1)
 def thaw_and_train(
     trained: Checkpoint,
     features: Features,
@@ -60,3 +62,10 @@ def thaw_and_train(
 ) -> Made[Checkpoint]:
     given = (backbone, backbone_settings, settings, store, source, budget)
     return fine_tune.fine_tune(trained, features, *given)
+
+
+@stage("average what was trained", wants_gpu=True, retries=1)
+def join_members(
+    members: Sequence[Checkpoint], features: Features, mirrored: Features | None, store: Store
+) -> Made[Checkpoint]:
+    return ensemble.join_members(members, features, mirrored, store)

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from thaw.config import build_config
+from thaw.ensemble import Member
 from thaw.records import (
     Backbone,
     Checkpoint,
@@ -107,20 +108,23 @@ def make_checkpoint(stage, history):
     )
 
 
+def make_member(seed=0, verdict=PLATEAUED, phase_verdicts=(PLATEAUED,)):
+    """A head, and a phase of fine-tuning for each of the verdicts on them."""
+    phases = tuple(make_checkpoint("fine_tuned", make_history(8, floor=0.05)) for _ in phase_verdicts)
+    head = make_checkpoint("head", make_history())
+    return Member(seed=seed, head=head, verdict=verdict, phases=phases, phase_verdicts=phase_verdicts)
+
+
 def make_run(classes=CLASSES, quarantined=(), **changes):
     """A run that fine-tuned behind a converged head, with all pictures of it."""
     sides = {side: make_rows(side, classes * n) for side, n in (("train", 9), ("validation", 4), ("test", 4))}
     images = (*sides["train"], *sides["validation"], *sides["test"], *make_rows("spare", classes))
-    head, fine_tune = make_history(), make_history(8, floor=0.05)
     settings = {
         "title": "book2-finetune on dogs-vs-cats-200px.zip",
         "config": build_config({"dump": {"path": "dogs-vs-cats-200px.zip"}, "recipe": "book2-finetune"}),
         "manifest": Manifest(layout="flat", classes=classes, images=images, quarantined=quarantined),
         "split": Split(strategy="index", seed=0, classes=classes, **sides),
-        "head": make_checkpoint("head", head),
-        "verdict": PLATEAUED,
-        "phases": (make_checkpoint("fine_tuned", fine_tune),),
-        "phase_verdicts": (PLATEAUED,),
+        "members": (make_member(),),
         "head_evaluation": make_evaluation("head", wrong=31, classes=classes),
         "evaluation": make_evaluation("fine_tuned", wrong=22, classes=classes),
         "backbone": Backbone(
@@ -166,9 +170,8 @@ def make_photographs(number, size=180):
 
 
 def close_gate(**changes):
-    nothing = {"phases": (), "phase_verdicts": (), "head_evaluation": None, "evaluation": None}
-    closed = {"verdict": IMPROVING, **nothing, **changes}
-    return make_run(**closed)
+    members = (make_member(verdict=IMPROVING, phase_verdicts=()),)
+    return make_run(**{"members": members, "head_evaluation": None, "evaluation": None, **changes})
 
 
 def open_picture(data, kind="PNG"):

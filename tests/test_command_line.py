@@ -36,7 +36,9 @@ def test_train_prints_one_json_object_with_all_that_a_script_needs(trained: Ende
     assert 0 <= result["head_test_accuracy"] <= 1
     assert len(result["split"]) == 16
     assert result["cached"] == []
-    assert {"scan dump", "train head, budget 1", "fine-tune after block4_pool"} <= set(result["seconds"])
+    assert {"scan dump", "train head, seed 0, budget 1", "fine-tune after block4_pool, seed 0"} <= set(
+        result["seconds"]
+    )
     assert Path(result["model"]).is_file()
     assert Path(result["report"]).is_file()
 
@@ -139,7 +141,7 @@ def test_a_closed_gate_is_exit_code_3_a_named_state_and_a_report_without_a_model
     assert run["state"]["name"] == "GateClosed"
     assert run["state"]["message"].startswith("no model: ")
     states = server.task_states(run["id"])
-    assert "fine-tune after block4_pool" not in states
+    assert "fine-tune after block4_pool, seed 0" not in states
     assert "evaluate head" not in states
 
 

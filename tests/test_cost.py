@@ -122,7 +122,11 @@ def found(stage: str) -> StageTime:
     return StageTime(stage=stage, seconds=0.01, cached=True)
 
 
-BLOCK5, HEAD, TUNE = "features at block5_pool", "train head, budget 1", "fine-tune after block4_pool"
+BLOCK5, HEAD, TUNE = (
+    "features at block5_pool",
+    "train head, seed 0, budget 1",
+    "fine-tune after block4_pool, seed 0",
+)
 WHOLE, GROWN = (Pass(images=200, decodes=decodes) for decodes in (200, 10))
 
 
@@ -140,7 +144,7 @@ def account(store: Store):
 
 def test_extraction_and_training_are_added_up_and_other_stages_left_out(account):
     stages = (took("scan dump", 9), took(BLOCK5, 10), took("1 views at block4_pool", 5), took(HEAD, 2))
-    stages += (took("judge convergence", 0.1), took("train head, budget 2", 3), took(TUNE, 40))
+    stages += (took("judge convergence", 0.1), took("train head, seed 0, budget 2", 3), took(TUNE, 40))
     assert account(*stages, took("release", 7)) == (Spent(here=15), Spent(here=45))
 
 

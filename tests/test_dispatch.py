@@ -26,8 +26,8 @@ GPU_STAGES = [
     "evaluate fine_tuned",
     "evaluate head",
     "features at block5_pool",
-    "fine-tune after block4_pool",
-    "train head, budget 1",
+    "fine-tune after block4_pool, seed 0",
+    "train head, seed 0, budget 1",
 ]
 
 
@@ -105,7 +105,7 @@ def test_gpu_stages_are_runs_of_the_gpu_pool_and_the_others_stay_with_the_parent
     assert {child["work_queue_name"] for child in children.values()} == {"interactive"}
     assert pools.server.read_run(trained)["work_pool_name"] == "thaw-cpu"
     assert {"scan dump", "split", "release", *GPU_STAGES} <= set(pools.server.task_states(trained))
-    pools.server.wait_for_log(children["train head, budget 1"]["id"], "epoch 2 of")
+    pools.server.wait_for_log(children["train head, seed 0, budget 1"]["id"], "epoch 2 of")
 
 
 def test_the_model_is_the_one_that_a_single_process_makes(
@@ -168,8 +168,8 @@ def test_a_cancelled_run_cancels_what_it_handed_out(pools: Pools, config: dict):
 def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, config: dict):
     longer = {**config["fine_tune"][0], "epochs": 40, "seed": 3}
     run = pools.start({**config, "fine_tune": [longer]})
-    wait_until(lambda: "fine-tune after block4_pool" in pools.server.children(run), 3 * MINUTE)
-    child = pools.server.children(run)["fine-tune after block4_pool"]
+    wait_until(lambda: "fine-tune after block4_pool, seed 0" in pools.server.children(run), 3 * MINUTE)
+    child = pools.server.children(run)["fine-tune after block4_pool, seed 0"]
     pools.server.wait_for(child["id"], "Running")
     for process in find_run(child["id"]):
         os.kill(process, signal.SIGKILL)

@@ -16,10 +16,12 @@ from tests.run_samples import (
     close_gate,
     make_checkpoint,
     make_evaluation,
+    make_member,
     make_run,
     open_picture,
 )
 from thaw.dump import scan_dump
+from thaw.ensemble import Member
 from thaw.errors import UnlikeSplits
 from thaw.records import Backbone, Epoch, History, Quarantined, Verdict
 from thaw.release import release_run
@@ -115,7 +117,7 @@ def test_a_run_that_nothing_was_tested_in_has_a_report():
 
 
 def test_an_overridden_gate_is_said_first():
-    run = make_run(verdict=replace(IMPROVING, overridden=True))
+    run = make_run(members=(make_member(verdict=replace(IMPROVING, overridden=True)),))
     for text in (read_text(render_html(run)), render_markdown(run).replace("\\", "")):
         assert "Gate overridden: fine-tuned from an unconverged head" in text.split("Split")[0]
         assert "overridden by override_gate: true. Its verdict was improving" in text.split("Split")[0]
@@ -126,7 +128,7 @@ def test_a_head_whose_loss_was_never_finite_has_a_report():
     history = History(validation_counts=(4, 4), epochs=(broken,))
     reason = "the loss is not finite in epoch 1"
     verdict = Verdict(state="diverged", statistic=None, threshold=None, epoch=1, reason=reason)
-    run = close_gate(head=make_checkpoint("head", history), verdict=verdict, head_evaluation=None)
+    run = close_gate(members=(Member(seed=0, head=make_checkpoint("head", history), verdict=verdict),))
     assert "Gate closed: the loss is not finite in epoch 1." in read_text(render_html(run))
 
 
@@ -189,7 +191,7 @@ def test_mistakes_are_listed_from_the_most_confident_one(run):
 
 def test_a_head_released_by_itself_says_so_where_it_was_still_improving():
     improving = replace(make_run().verdict, state="improving", reason="val loss improved by 0.1 nats")
-    run = make_run(verdict=improving, phases=(), phase_verdicts=(), evaluation=None)
+    run = make_run(members=(make_member(verdict=improving, phase_verdicts=()),), evaluation=None)
     text = read_text(render_html(run))
     assert "Backbone kept frozen" in text
     assert "The head was released improving: val loss improved by 0.1 nats" in text

@@ -78,7 +78,7 @@ def test_a_thawed_backbone_learns_in_two_phases_and_tells_of_both(
     )
     assert ended.code == 0, ended.err
     states = server.task_states(server.newest_run()["id"])
-    assert {"fine-tune after block4_pool", "fine-tune after block3_pool"} <= set(states)
+    assert {"fine-tune after block4_pool, seed 0", "fine-tune after block3_pool, seed 0"} <= set(states)
     report = Path(ended.json["report"]).read_text()
     assert "(after block4_pool):" in report
     assert "(after block3_pool):" in report

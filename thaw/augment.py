@@ -10,6 +10,11 @@ from PIL import Image
 
 from thaw.config import AugmentationConfig
 
+# What the mirror image is: the one view of an augmentation that does nothing else.
+MIRROR = AugmentationConfig(
+    rotation_degrees=0, shift_fraction=0, shear_degrees=0, zoom_fraction=0, horizontal_flip="always"
+)
+
 
 def draw_view(pixels: np.ndarray, sha256: str, view: int, augmentation: AugmentationConfig) -> np.ndarray:
     """View number `view` of an image, drawn from a generator seeded by the image's digest and the number.

@@ -170,7 +170,7 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
         built = build_config({**given, "dump": config.dump, "recipe": choice.recipe})
         common = {"split": built.split.model_dump()}
         for number in range(config.seeds):
-            seeded = _seed(built, number)
+            seeded = built.raise_seeds(number * built.ensemble.members)
             planned.append(PlannedRun(name=choice.name, seed=seeded.head.seed, config=seeded))
     return tuple(planned)
 
@@ -286,17 +286,6 @@ def _list_settings(settings: Mapping[str, Any], section: str = "") -> Iterator[s
             yield from _list_settings(value, f"{section}{key}.")
         else:
             yield f"{section}{key}={value}"
-
-
-def _seed(config: TrainConfig, number: int) -> TrainConfig:
-    """The same settings with seeds of training that are so many higher: features stay as they are."""
-
-    def shift(section: Any) -> Any:
-        return section.model_copy(update={"seed": section.seed + number})
-
-    return config.model_copy(
-        update={"head": shift(config.head), "fine_tune": tuple(shift(phase) for phase in config.fine_tune)}
-    )
 
 
 def _average(values: Iterable[float | None]) -> Figure | None:

@@ -200,7 +200,6 @@ class TrainConfig(Section):
         description="What to change of the recipe's phases of fine-tuning, by their order. A later phase thaws no "
         "less than the one before it, and begins when the gate finds that one converged.",
     )
-
     ensemble: EnsembleConfig = Field(None, description="What to change of the recipe's ensemble.")
 
     @model_validator(mode="before")
@@ -221,15 +220,24 @@ class TrainConfig(Section):
         return tuple(phase for phase in phases if phase.epochs)
 
     @model_validator(mode="after")
-    def _candidates_are_heads(self) -> "TrainConfig":
-        self.search.list_candidates(self.head)
+    def _networks_learn_from_pixels(self) -> "TrainConfig":
+        for head in (self.head, *self.search.list_candidates(self.head)):
+            self._check_network(head.network)
         return self
 
-    @model_validator(mode="after")
-    def _networks_learn_from_pixels(self) -> "TrainConfig":
-        network, size = self.head.network, self.backbone.image_size_pixels
+    def raise_seeds(self, number: int) -> "TrainConfig":
+        """The same settings with seeds of training that are so many higher: features stay as they are."""
+
+        def shift(section: TrainingConfig) -> TrainingConfig:
+            return section.model_copy(update={"seed": section.seed + number})
+
+        phases = tuple(shift(phase) for phase in self.fine_tune)
+        return self.model_copy(update={"head": shift(self.head), "fine_tune": phases})
+
+    def _check_network(self, network: str) -> None:
+        size = self.backbone.image_size_pixels
         if network == "dense":
-            return self
+            return
         if self.backbone.name != NO_BACKBONE:
             raise ValueError(
                 f"head.network '{network}' learns from pixels: set backbone.name to 'none', or head.network to "
@@ -240,7 +248,6 @@ class TrainConfig(Section):
                 f"head.network '{network}' needs backbone.image_size_pixels of {find_smallest_side(network)} or "
                 f"more. Received: {size}"
             )
-        return self
 
 
 class PromotionConfig(Section):

@@ -28,10 +28,11 @@ class Contender:
     model: Checkpoint
 
     def starts(self, config: TrainConfig, split: Split) -> bool:
-        """Whether its head can go on learning as the head of another run."""
+        """Whether its head can go on learning as the head of another run, which searches for none of its own."""
         theirs, ours = self.config, config
         return (
-            theirs.backbone == ours.backbone
+            not (theirs.search.grid or ours.search.grid)
+            and theirs.backbone == ours.backbone
             and all(getattr(theirs.head, part) == getattr(ours.head, part) for part in _SHAPE)
             and self.split.classes == split.classes
         )

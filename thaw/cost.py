@@ -20,9 +20,9 @@ from thaw.shards import Key, SpaceFolder
 from thaw.store import Store
 from thaw.trainer import find_checkpoint, load_network
 
-# The titles that tasks/features.py and tasks/training.py give their stages.
-_EXTRACTS = re.compile(r"(features|\w+ views) at ")
-_TRAINS = re.compile(r"train head|fine-tune after ")
+# The titles that tasks/features.py, tasks/search.py and tasks/training.py give their stages.
+_EXTRACTS = re.compile(r"(features|\w+ views|mirror images) at |features of fold ")
+_TRAINS = re.compile(r"train head|fine-tune after |candidate |average ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,19 +203,24 @@ def count_decodes(
 ) -> int | None:
     """Images that a run decoded to learn from: those that extraction had to, and each fresh view of each epoch.
 
-    None where that can't be told: of several phases on fresh views, the epochs of the last alone are known.
+    None where that can't be told: of several phases or members on fresh views, the epochs of the last or the first
+    alone are known; and nobody plans what mirror images and the folds of a search take.
 
     Args:
         planned: as `plan_passes` found it before the run; None where nobody looked.
     """
     made = list(dict.fromkeys(stage.stage for stage in outcome.stages if not stage.cached))
-    if planned is None and any(_EXTRACTS.match(title) for title in made):
+    extracted = [title for title in made if _EXTRACTS.match(title)]
+    if any(title not in (planned or {}) for title in extracted):
         return None
-    decoded = sum(planned[title].decodes for title in made if title in planned) if planned else 0
+    if config.ensemble.members > 1 and "fresh" in [part.views for part in (config.head, *config.fine_tune)]:
+        return None
+    decoded = sum(planned[title].decodes for title in extracted)
     if config.head.views == "fresh" and any(title.startswith("train head") for title in made):
         decoded += _count_epochs(outcome.head, store) * len(split.train)
-    fresh = any(phase.views == "fresh" for phase in config.fine_tune)
-    if fresh and any(title.startswith("fine-tune") for title in made):
+    if any(phase.views == "fresh" for phase in config.fine_tune) and any(
+        title.startswith("fine-tune") for title in made
+    ):
         if len(config.fine_tune) > 1:
             return None
         decoded += _count_epochs(outcome.fine_tuned, store) * len(split.train)

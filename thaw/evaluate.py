@@ -1,5 +1,8 @@
 """Score a checkpoint on test rows that it has not learned from, once, image by image."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from thaw.claims import claim
@@ -10,10 +13,15 @@ from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
 
 
-def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Evaluation]:
+def evaluate(
+    checkpoint: Checkpoint, test: FeatureSet, store: Store, mirrored: FeatureSet | None = None
+) -> Made[Evaluation]:
     """Predict every test row from its cached features, and measure.
 
     The rows may be of another split than the checkpoint's, as long as it learned from none of them.
+
+    Args:
+        mirrored: the mirror images of the test rows, for a checkpoint that averages over those as well.
 
     Raises:
         UnlikeSplits: the checkpoint was trained or validated on some of the rows.
@@ -21,13 +29,18 @@ def evaluate(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Made[Eva
     """
     if checkpoint.split != test.split:
         _check_unseen(checkpoint, test, store)
-    address = digest_of("evaluation", checkpoint.address, test)
+    if checkpoint.mirrored != (mirrored is not None):
+        raise ValueError(
+            f"checkpoint {checkpoint.address} has mirrored={checkpoint.mirrored}. Received: mirrored={mirrored}"
+        )
+    sides = (test, *([mirrored] if mirrored else []))
+    address = digest_of("evaluation", checkpoint.address, *sides)
     found = store.read("evaluations", address, Evaluation)
     if found is None:
         with claim(store, "evaluations", address):
             found = store.read("evaluations", address, Evaluation)
             if found is None:
-                evaluation = _score(checkpoint, test, store)
+                evaluation = _score(checkpoint, sides, store)
                 store.publish("evaluations", address, evaluation)
                 return Made(value=evaluation, reused=False, note=_note(evaluation))
     return Made(value=found, reused=True, note=_note(found))
@@ -48,10 +61,10 @@ def _check_unseen(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Non
         )
 
 
-def _score(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Evaluation:
-    rows = Rows(test, store)
-    classes = store.read("splits", test.split, Split).classes
-    probabilities = predict_rows(load_network(store, checkpoint.address), rows)
+def _score(checkpoint: Checkpoint, sides: Sequence[FeatureSet], store: Store) -> Evaluation:
+    classes = store.read("splits", sides[0].split, Split).classes
+    rows = Rows(sides[0], store)
+    probabilities = predict_sides(load_network(store, checkpoint.address), sides, store)
     predictions = tuple(
         Prediction(path=image.path, label=image.label, probabilities=tuple(row))
         for image, row in zip(rows.images, probabilities.tolist(), strict=True)
@@ -59,11 +72,16 @@ def _score(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Evaluation
     return Evaluation(
         checkpoint=checkpoint.address,
         stage=checkpoint.stage,
-        split=test.split,
+        split=sides[0].split,
         classes=classes,
         metrics=measure(rows.labels, probabilities),
         predictions=predictions,
     )
+
+
+def predict_sides(network: Any, sides: Sequence[FeatureSet], store: Store) -> np.ndarray:
+    """Class probabilities, float64 (n, classes), averaged over handles to the same images in other spaces."""
+    return np.mean([predict_rows(network, Rows(side, store)) for side in sides], axis=0)
 
 
 def _note(evaluation: Evaluation) -> str:

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from thaw.archive import open_dump
+from thaw.augment import MIRROR
 from thaw.backbone import cut_points, find_cut, order_cuts
 from thaw.claims import claim
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
@@ -101,6 +102,29 @@ def cache_features(
         total += len(wanted)
         sets["train"] = dataclasses.replace(sets["train"], space=space.digest, views=views)
     note = f"{total - made} of {total} rows at {' and '.join(cuts)} were cached"
+    return Made(value=Features(cut=cut, **sets), reused=made == 0, note=note)
+
+
+def cache_mirrored(
+    split: Split,
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    cut: str | int,
+    store: Store,
+    sides: Sequence[Side] = ("validation", "test"),
+) -> Made[Features]:
+    """Fill the cache at `cut` with the mirror image of every image on these sides of the split.
+
+    Raises:
+        As `cache_features` does.
+    """
+    cut = find_cut(backbone, cut)
+    space = describe_space(backbone, settings, cut, store, MIRROR)
+    sets = {side: FeatureSet(space=space.digest, split=split.digest, side=side, views=1) for side in SIDES}
+    wanted = [(row, 1) for side in sides for row in split.rows(side)]
+    made = _fill(space, [cut], wanted, dump, backbone, settings, MIRROR, store)
+    note = f"{len(wanted) - made} of {len(wanted)} rows at {cut} were cached"
     return Made(value=Features(cut=cut, **sets), reused=made == 0, note=note)
 
 

@@ -241,8 +241,8 @@ def publish_crossvalidation(
         test_images=len(split.test),
         phases_left_out=len(config.fine_tune),
         folds=folds,
-        accuracy=_measure_spread([fold.accuracy for fold in folds], settings),
-        log_loss=_measure_spread([fold.log_loss for fold in folds], settings),
+        accuracy=measure_spread([fold.accuracy for fold in folds], settings.folds),
+        log_loss=measure_spread([fold.log_loss for fold in folds], settings.folds),
         pooled=_pool(predictions, split.classes, settings.repeats),
         predictions=tuple(predictions),
     )
@@ -251,6 +251,20 @@ def publish_crossvalidation(
         (partial / PICTURE).write_bytes(plot_folds([fold.history for fold in folds]))
         (partial / RECORD).write_text(made.to_json(), encoding="utf-8")
     return Made(value=made, reused=False, note=note)
+
+
+def measure_spread(figures: Sequence[float], folds: int) -> Spread:
+    """The spread of one figure for each fold of every repeat.
+
+    Args:
+        folds: those of one repeat.
+    """
+    deviation = float(np.std(figures, ddof=1))
+    return Spread(
+        mean=float(np.mean(figures)),
+        standard_deviation=deviation,
+        standard_error=deviation / math.sqrt(folds),
+    )
 
 
 def _draw(row: ImageRow, seed: int) -> str:
@@ -270,15 +284,6 @@ def _describe_fold(repeat: int, number: int, scored: ScoredFold, split: Split, c
         verdict=judge_convergence(history, config.gate, config.head),
         accuracy=metrics.accuracy,
         log_loss=metrics.log_loss,
-    )
-
-
-def _measure_spread(figures: Sequence[float], settings: FoldsConfig) -> Spread:
-    deviation = float(np.std(figures, ddof=1))
-    return Spread(
-        mean=float(np.mean(figures)),
-        standard_deviation=deviation,
-        standard_error=deviation / math.sqrt(settings.folds),
     )
 
 

@@ -52,12 +52,19 @@ def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: Backbon
     """
     keras = prepare_keras()
     size = settings.image_size_pixels
-    pixels = keras.Input((size, size, settings.channels), name="pixels")
-    features = pixels
+    network = load_network(store, checkpoint.address)
+    prefix = None
     if checkpoint.cut != PIXELS:
         prefix = split_model(build_backbone(backbone, size), None, checkpoint.cut)
-        features = prefix(preprocess(pixels, backbone.preprocessing))
-    model = keras.Model(pixels, load_network(store, checkpoint.address)(features), name="thaw")
+
+    def judge(images: Any) -> Any:
+        return network(prefix(preprocess(images, backbone.preprocessing)) if prefix else images)
+
+    pixels = keras.Input((size, size, settings.channels), name="pixels")
+    outputs = judge(pixels)
+    if checkpoint.mirrored:
+        outputs = keras.layers.Average()([outputs, judge(keras.ops.flip(pixels, axis=2))])
+    model = keras.Model(pixels, outputs, name="thaw")
     model.trainable = False
     return model
 

@@ -291,15 +291,18 @@ class Verdict(Record):
 class Checkpoint(Record):
     """A trained network, from its cut to class probabilities, saved in `checkpoints/<address>/`.
 
-    Its stage is `network` where it was trained from scratch, on pixels.
+    Its stage is `network` where it was trained from scratch, on pixels, and `ensemble` where it averages others,
+    whose history holds nothing but its validation figures. A `mirrored` one is to be asked about mirror images
+    too, and the answers averaged.
     """
 
     address: str
-    stage: Literal["head", "network", "fine_tuned"]
+    stage: Literal["head", "network", "fine_tuned", "ensemble"]
     cut: str
     split: str
     space: str
     history: History
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

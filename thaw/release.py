@@ -30,9 +30,9 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     Raises:
         ParityFailed: the model doesn't reproduce from pixels what was tested from cached features.
     """
-    checkpoint = run.fine_tuned or run.head
+    checkpoint = run.model
     settings = run.config.model_dump(mode="json", exclude={"dump"})
-    verdicts = (run.verdict, *run.phase_verdicts)
+    verdicts = [found for member in run.members for found in (member.verdict, *member.phase_verdicts)]
     given = (run.manifest.digest, checkpoint.address, verdicts, run.precision, run.tested is None)
     address = digest_of("run", settings, *given)
     files = ("report.html", "report.md", *(("model.keras",) if run.tested else ()))
@@ -46,7 +46,7 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
         split=checkpoint.split,
         verdict=run.verdict,
         head=run.head.address,
-        fine_tuned=run.fine_tuned.address if run.fine_tuned else None,
+        fine_tuned=None if checkpoint is run.head else checkpoint.address,
         val_accuracy=checkpoint.history.best.val_accuracy if checkpoint.history.best else None,
     )
     with open_dump(run.config.dump.path) as dump:
@@ -77,7 +77,7 @@ def list_versions() -> dict[str, str]:
 
 
 def _release_model(run: RunSummary, path: Path, store: Store) -> float:
-    checkpoint = run.fine_tuned or run.head
+    checkpoint = run.model
     model = assemble_model(checkpoint, run.backbone, run.config.backbone, store)
     parity = _measure_parity(run, model)
     if parity > _PARITY_LIMIT:

@@ -108,7 +108,7 @@ def train_network(
     """
     found = find_checkpoint(store, plan.address)
     if found:
-        return _hand_back(found, reused=True)
+        return hand_back(found, reused=True)
     validation = Rows(plan.features.validation, store)
     blank = History(validation_counts=validation.count_labels(), monitor=plan.settings.monitor)
     with (
@@ -117,16 +117,17 @@ def train_network(
     ):
         found = find_checkpoint(store, plan.address)
         if found:
-            return _hand_back(found, reused=True)
+            return hand_back(found, reused=True)
         journal = _Journal(store, plan.address)
         state = journal.read() or begin(validation, blank)
         _train(state, train, validation, plan, journal)
         finished = _publish(state, plan, store)
         journal.clear()
-    return _hand_back(finished, reused=False)
+    return hand_back(finished, reused=False)
 
 
-def _hand_back(checkpoint: Checkpoint, reused: bool) -> Made[Checkpoint]:
+def hand_back(checkpoint: Checkpoint, reused: bool) -> Made[Checkpoint]:
+    """A checkpoint as a stage hands it on."""
     return Made(value=checkpoint, reused=reused, note=f"{len(checkpoint.history.epochs)} epochs")
 
 
@@ -136,8 +137,7 @@ def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
     Raises:
         NotPublished: there is none, in a store that is only looked at.
     """
-    files = ("model.keras", "last.keras")
-    found = store.read_folder("checkpoints", address, "checkpoint.json", Checkpoint, files)
+    found = store.read_folder("checkpoints", address, "checkpoint.json", Checkpoint, ("model.keras",))
     if found is None:
         store.check_may_make("checkpoints", address)
     return found

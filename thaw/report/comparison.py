@@ -14,8 +14,8 @@ from thaw.comparison import ComparisonTable, Figure, RecipeResult
 from thaw.cost import Spent
 from thaw.records import SIDES, Made
 from thaw.report.page import drop_surrogates, escape_markdown, inline_pictures, list_blocks, write_data_uri
+from thaw.report.parts import Bar, Section, Table
 from thaw.report.scatter import plot_accuracy
-from thaw.report.sections import Bar, Section, Table
 from thaw.report.wording import say_duration, say_interval, say_number, say_percent, shorten
 from thaw.store import Store
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from thaw.report.canvas import shrink_picture
-from thaw.report.sections import Bar, Section, Table, list_sections
+from thaw.report.parts import Bar, Section, Table
+from thaw.report.sections import list_sections
 from thaw.report.summary import RunSummary, list_figures, list_notices, say_outcome
 
 # Prefect keeps its artifacts in its database; both of its UIs show PNG and JPEG alike (3.8.8).

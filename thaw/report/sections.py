@@ -3,59 +3,31 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import yaml
 
 from thaw.config import NO_BACKBONE
 from thaw.config import Section as ConfigSection
 from thaw.records import SIDES, Checkpoint, Evaluation, Manifest
+from thaw.report.ensemble import describe_ensemble
+from thaw.report.parts import Bar, Section, Table
 from thaw.report.photographs import MOST_IMAGES
+from thaw.report.search import describe_search
 from thaw.report.summary import RunSummary, list_mistakes, say_backbone, say_stage, say_state
 from thaw.report.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
 
 _MOST_QUARANTINED = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """A cell with a bar behind its text, from `start` to `end` as shares of the cell's width."""
-
-    text: str
-    start: float
-    end: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of text. `align` has one letter a column, l or r; `folded` is the line a hidden table shows.
-
-    `totals` says that the last row adds up the others.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str | Bar]]
-    align: str
-    folded: str = ""
-    totals: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One part of a report. `pictures` maps names in RunSummary.pictures to what they show."""
-
-    name: str
-    title: str
-    text: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    pictures: Mapping[str, str] = field(default_factory=dict)
-    code: str = ""
-
-
 def list_sections(run: RunSummary) -> list[Section]:
     """The report's parts, in the order of the method. Parts with nothing to say are left out."""
-    sections = [_data(run), _split(run), _gate(run), _curves(run)]
+    sections = [_data(run), _split(run)]
+    if run.search:
+        sections.append(describe_search(run.search))
+    sections += [_gate(run), _curves(run)]
+    if run.ensemble:
+        sections.append(describe_ensemble(run))
     if run.tested:
         sections += [_evaluation(run), _mistakes(run)]
     if shown := _present(run, views="One image beside augmented views of it"):
@@ -155,7 +127,7 @@ def _curves(run: RunSummary) -> Section:
     rows = list(zip(measures, *(_best_figures(one) for _, one in trained), strict=True)) if trained else []
     columns = ("at the best epoch", *(name for name, _ in trained))
     table = Table(columns=columns, rows=rows, align="l" + "r" * len(trained))
-    lowest = (run.fine_tuned or run.head).history.monitor == "val_loss"
+    lowest = run.members[0].model.history.monitor == "val_loss"
     best = "lowest validation loss" if lowest else "highest validation accuracy"
     return Section(
         name="curves",
@@ -197,7 +169,7 @@ def _evaluation(run: RunSummary) -> Section:
         f"interval, drawn from {100 * floor:.0f} to 100 %. Log loss is in nats."
     ]
     if len(made) == 2:
-        text.append(_say_difference(*made))
+        text.append(_say_difference(run))
     comparison = Table(columns=("model", "accuracy", "log loss", "AUC"), rows=rows, align="llrr")
     return Section(
         name="evaluation",
@@ -275,17 +247,26 @@ def _provenance(run: RunSummary) -> Section:
         ("head", f"{run.head.address}, on features {run.head.space}"),
     ]
     rows += [("fine-tuned", f"{phase.address}, on features {phase.space}") for phase in run.phases]
+    for member in run.members[1:]:
+        rows.append(
+            (f"with seed {member.seed}", ", ".join(one.address for one in (member.head, *member.phases)))
+        )
+    if run.ensemble:
+        rows.append(("averaged", run.ensemble.address))
     rows.append(("seeds", ", ".join(f"{name} {seed}" for name, seed in seeds.items())))
     rows.append(("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())))
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     return Section(name="provenance", title="Provenance", tables=[_facts(rows)], code=settings)
 
 
-def _say_difference(head: Evaluation, fine_tuned: Evaluation) -> str:
-    before, after = ({one.path for one in list_mistakes(made)} for made in (head, fine_tuned))
+def _say_difference(run: RunSummary) -> str:
+    evaluated = (run.head_evaluation, run.evaluation)
+    before, after = ({one.path for one in list_mistakes(made)} for made in evaluated)
+    steps = [*(["fine-tuning"] if run.phases else []), *(["averaging"] if run.ensemble else [])]
     mended, broken = len(before - after), len(after - before)
     made = f"{broken or 'no'} new {'one' if broken == 1 else 'ones'}"
-    return f"Fine-tuning mended {mended or 'none'} of the head's mistakes and made {made}."
+    lead = " and ".join(steps).capitalize()
+    return f"{lead} mended {mended or 'none'} of the head's mistakes and made {made}."
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:

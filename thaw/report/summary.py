@@ -1,35 +1,43 @@
 """What a run came to: the records a report needs, and their outcome in a sentence."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from thaw.config import NO_BACKBONE, TrainConfig
+from thaw.ensemble import Member
 from thaw.errors import UnlikeSplits
 from thaw.records import Backbone, Checkpoint, Evaluation, Manifest, Split, StageTime, Verdict
 from thaw.report.wording import say_duration, say_interval, say_percent
+
+if TYPE_CHECKING:
+    from thaw.search import HeadSearch
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """All that a report of a run needs.
 
-    `phases` are what fine-tuning came to, phase by phase, and `phase_verdicts` the gate's findings on them.
-    `head_evaluation` and `evaluation` are of the same test rows; `evaluation` is of the last phase, None
-    where nothing was fine-tuned. `pictures` are PNG files by name: curves, confusion, mistakes and views
-    have their places, others come last.
+    `members` are the networks of the model, most often one; the first of them speaks for all. `left_out` are
+    those that did not get as far, and `ensemble` is what averages more than one network or image.
+    `head_evaluation`, of the first head, and `evaluation` are of the same test rows; `evaluation` is None where
+    a head alone is the model. `pictures` are PNG files by name: curves, confusion, mistakes and views have
+    their places, others come last.
     """
 
     title: str
     config: TrainConfig
     manifest: Manifest
     split: Split
-    head: Checkpoint
-    verdict: Verdict
+    members: tuple[Member, ...]
     backbone: Backbone
     precision: str
+    search: HeadSearch | None = None
+    left_out: tuple[Member, ...] = ()
+    ensemble: Checkpoint | None = None
     stages: tuple[StageTime, ...] = ()
-    phases: tuple[Checkpoint, ...] = ()
-    phase_verdicts: tuple[Verdict, ...] = ()
     head_evaluation: Evaluation | None = None
     evaluation: Evaluation | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
@@ -44,14 +52,30 @@ class RunSummary:
             )
 
     @property
-    def fine_tuned(self) -> Checkpoint | None:
-        """What the last phase came to."""
-        return self.phases[-1] if self.phases else None
+    def head(self) -> Checkpoint:
+        return self.members[0].head
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.members[0].verdict
+
+    @property
+    def phases(self) -> tuple[Checkpoint, ...]:
+        return self.members[0].phases
+
+    @property
+    def phase_verdicts(self) -> tuple[Verdict, ...]:
+        return self.members[0].phase_verdicts
+
+    @property
+    def model(self) -> Checkpoint:
+        """What the run ends with."""
+        return self.ensemble or self.members[0].model
 
     @property
     def is_overridden(self) -> bool:
         """Whether anything was thawed behind what had not converged."""
-        return any(found.overridden for found in (self.verdict, *self.phase_verdicts[:-1]))
+        return any(member.is_overridden for member in self.members)
 
     @property
     def tested(self) -> Evaluation | None:
@@ -82,13 +106,13 @@ def list_mistakes(made: Evaluation) -> list[WrongCall]:
 
 def say_outcome(run: RunSummary) -> str:
     """The run in one sentence."""
-    if run.fine_tuned:
-        lead = "Fine-tuned"
+    if run.model is not run.head:
+        lead = say_kind(run)
         if run.is_overridden:
-            lead = "Gate overridden: fine-tuned from an unconverged head"
+            lead = f"Gate overridden: {lead[0].lower()}{lead[1:]} from an unconverged head"
         if not run.evaluation:
             return f"{lead}, not tested."
-        return f"{lead}{', ' if ':' in lead else ': '}{_say_accuracy(run.evaluation)}{_say_head_alone(run)}."
+        return f"{lead}{', ' if run.is_overridden else ': '}{_say_accuracy(run.evaluation)}{_say_head_alone(run)}."
     head = f" {say_stage(run.tested)}: {_say_accuracy(run.tested)}." if run.tested else ""
     if run.tested and run.head.stage == "network":
         return head.strip()
@@ -113,8 +137,14 @@ def list_notices(run: RunSummary) -> list[str]:
         )
     if run.phases and len(run.phases) < len(run.config.fine_tune):
         notices.append(
-            f"The gate stayed closed behind phase {len(run.phases)}, after {run.fine_tuned.cut}: "
+            f"The gate stayed closed behind phase {len(run.phases)}, after {run.phases[-1].cut}: "
             f"{run.phase_verdicts[-1].reason.rstrip('. ')}. What was to thaw in later phases stayed frozen."
+        )
+    if run.left_out:
+        reached = [f"seed {one.seed} stopped {_say_stop(one)}" for one in run.left_out]
+        notices.append(
+            f"{len(run.left_out)} of {len(run.left_out) + len(run.members)} members are left out of the model, since "
+            f"the gate stayed closed for them: {', '.join(reached)}."
         )
     if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
@@ -151,9 +181,24 @@ def say_backbone(backbone: Backbone) -> str:
     return f"{backbone.name}, {origin}" + ("; not ImageNet" if backbone.name == "vgg16-mini" else "")
 
 
-def say_stage(made: Evaluation) -> str:
-    known = {"head": "Head alone", "network": "Trained from scratch", "fine_tuned": "Fine-tuned"}
+def say_stage(made: Checkpoint | Evaluation) -> str:
+    known = {
+        "head": "Head alone",
+        "network": "Trained from scratch",
+        "fine_tuned": "Fine-tuned",
+        "ensemble": "Averaged",
+    }
     return known.get(made.stage, made.stage)
+
+
+def say_kind(run: RunSummary) -> str:
+    """What the model is, in a few words."""
+    kind = "Fine-tuned" if run.phases else say_stage(run.head)
+    if not run.ensemble:
+        return kind
+    many = f"{len(run.members)} networks averaged" if len(run.members) > 1 else "One network"
+    mirrored = ", over each image and its mirror image" if run.ensemble.mirrored else ""
+    return f"{many}{mirrored}, {kind.lower()}"
 
 
 def say_state(verdict: Verdict) -> str:
@@ -166,9 +211,17 @@ def _say_accuracy(made: Evaluation) -> str:
     return f"{say_percent(metrics.accuracy)} of {metrics.images:,} test images right ({interval})"
 
 
+def _say_stop(member: Member) -> str:
+    """Where a member's training ended, and in what state."""
+    if member.phases:
+        return f"behind phase {len(member.phases)}, {say_state(member.phase_verdicts[-1])}"
+    return f"at its head, {say_state(member.verdict)}"
+
+
 def _say_head_alone(run: RunSummary) -> str:
     if not run.head_evaluation:
         return ""
     alone = run.head_evaluation.metrics.accuracy
     less = "less than the " if run.evaluation.metrics.accuracy < alone else ""
-    return f", {less}head alone {say_percent(alone)}"
+    part = "head" if run.head_evaluation.stage == "head" else "first of them"
+    return f", {less}{part} alone {say_percent(alone)}"
