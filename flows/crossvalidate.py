@@ -29,8 +29,8 @@ def crossvalidate(
 ) -> State:
     """Let each part of the images that are learned from be predicted by a head trained on the others.
 
-    Only the head, with one budget of epochs each. Test images are left alone. Ends as Completed, with a
-    `CrossValidation`; or as Failed with one plain sentence.
+    Only the head as the recipe has it, with one budget of epochs each. Test images are left alone. Ends as
+    Completed, with a `CrossValidation`; or as Failed with one plain sentence.
     """
     try:
         place = open_store(store)

@@ -355,6 +355,7 @@ class StageTime(Record):
 class Outcome(Record):
     """What a run came to. Its folder in the store, `runs/<run>/`, holds the report and the model.
 
+    `head` is the first member's head, `fine_tuned` the model where that is another: fine-tuned, or averaged.
     `metrics` are the released model's on the test rows, `head_metrics` the head's; both are None where
     the gate stayed closed, for then no test row was looked at and no model released.
     `parity` is the mean difference between the released model's probabilities, computed from raw

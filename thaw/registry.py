@@ -32,7 +32,7 @@ _SHORTEST_PREFIX = 4
 class Version(Record):
     """One model: what it was made from, where it is, and what it reached on its test images.
 
-    `manifest` and `split` are digests, `head` and `fine_tuned` addresses of checkpoints, `run` names
+    `manifest` and `split` are digests, `head` and `fine_tuned` addresses of checkpoints as in `Outcome`, `run` names
     `runs/<run>/`. `settings` are a whole `TrainConfig` as JSON, so that the run can be made again.
     """
 
