@@ -22,6 +22,7 @@ from thaw.comparison import (
 )
 from thaw.config import build_section
 from thaw.cost import ModelCost, Spent
+from thaw.ensemble import list_members
 from thaw.errors import BadConfig, BadWeights, NoSuchModel, UnlikeSplits
 from thaw.records import ImageRow, Split
 from thaw.report.comparison import (
@@ -137,6 +138,12 @@ def test_seeds_change_what_trains_and_nothing_before_it():
     assert [run.config.fine_tune[0].seed for run in runs] == [0, 1, 2]
     assert {run.config.augmentation.seed for run in runs} == {0}
     assert len({run.config.backbone for run in runs}) == 1
+
+
+def test_two_runs_that_average_networks_have_none_of_them_in_common():
+    runs = plan({"recipe": "demo", "settings": {"ensemble": {"members": 3}}}, seeds=2)
+    assert [run.seed for run in runs] == [0, 1]
+    assert [[own.head.seed for own in list_members(run.config)] for run in runs] == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_rows_fall_in_accuracy_then_come_closed_gates_and_failures(store: Store):

@@ -202,3 +202,30 @@ def test_a_persons_answer_holds_for_the_model_that_was_offered_whatever_became_o
     assert read_registry(Store(tmp_path / "store")).champion.number == 1
     # Nothing but the decision was still to do.
     assert len(pools.server.task_states(run)) == before + 1
+
+
+def test_a_search_and_several_networks_go_to_gpu_workers_as_well(pools: Pools, trained: str, config: dict):
+    search = {"grid": {"dropout": [0.2, 0.5]}, "folds": 2}
+    run = pools.start({**config, "search": search, "ensemble": {"members": 2, "mirrored": True}})
+    ended = pools.server.wait_for(run, *ENDED, seconds=8 * MINUTE)
+    assert ended["state"]["name"] == "Completed", pools.server.log(run)
+    handed_out = {title.partition(":")[0] for title in pools.server.children(run)}
+    assert {"candidate 1 of 2", "candidate 2 of 2", "mirror images at block4_pool"} <= handed_out
+    assert {"average what was trained", "evaluate ensemble"} <= handed_out
+
+
+def test_compared_recipes_share_the_gpu_workers(pools: Pools, trained: str, config: dict):
+    settings = {name: part for name, part in config.items() if name not in ("dump", "recipe")}
+    recipes = [{"recipe": "demo", "settings": {"head": {"dropout": dropout}}} for dropout in (0.5, 0.3)]
+    run = pools.server.start_run(
+        "compare/cpu",
+        config={"dump": config["dump"], "recipes": recipes, "settings": settings},
+        store=str(pools.store),
+        dispatch="pools",
+    )
+    ended = pools.server.wait_for(run, *ENDED, seconds=8 * MINUTE)
+    assert ended["state"]["name"] == "Completed", pools.server.log(run)
+    trainings = pools.server.children(run).values()
+    assert len(trainings) == 2
+    handed_out = [title for each in trainings for title in pools.server.children(each["id"])]
+    assert "train head, seed 0, budget 1" in handed_out

@@ -171,7 +171,7 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
         common = {"split": built.split.model_dump()}
         for number in range(config.seeds):
             seeded = built.raise_seeds(number * built.ensemble.members)
-            planned.append(PlannedRun(name=choice.name, seed=seeded.head.seed, config=seeded))
+            planned.append(PlannedRun(name=choice.name, seed=built.head.seed + number, config=seeded))
     return tuple(planned)
 
 
