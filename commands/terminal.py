@@ -26,7 +26,7 @@ def flatten_outcome(outcome: Outcome) -> dict[str, Any]:
         "split": outcome.split,
         "verdict": outcome.verdict.state,
         "reason": outcome.verdict.reason,
-        "gate_overridden": outcome.verdict.overridden,
+        "gate_overridden": outcome.gate_overridden,
         "val_accuracy": outcome.val_accuracy,
         "test_accuracy": metrics and metrics.accuracy,
         "test_accuracy_interval": metrics and metrics.accuracy_interval,

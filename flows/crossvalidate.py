@@ -5,7 +5,7 @@ import dataclasses
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, open_dump, open_store
+from flows.method import StorePath, Where, open_dump, open_store, open_views
 from tasks import dataset
 from tasks.dispatch import cancel_children
 from tasks.folds import cache_fold, draw_folds, publish_crossvalidation, score_fold
@@ -14,7 +14,6 @@ from tasks.stage import run_stages
 from thaw.config import TrainConfig
 from thaw.errors import ThawError
 from thaw.folds import FoldsConfig
-from thaw.rows import ViewSource
 
 _FIVE = FoldsConfig()
 
@@ -37,12 +36,7 @@ def crossvalidate(
         with run_stages(dispatch) as stages:
             backbone, manifest = open_dump(config, place)
             split = dataset.split_images(manifest, config.split, place)
-            source = ViewSource(
-                dump=config.dump,
-                backbone=backbone,
-                settings=config.backbone,
-                augmentation=config.augmentation,
-            )
+            source = open_views(config, backbone)
             scored = []
             for fold in draw_folds(split, folds, config.split.seed, place):
                 features = cache_fold(fold, source, config.head, place)

@@ -20,6 +20,14 @@ def cache_bottlenecks(config: TrainConfig, backbone: Backbone, split: Split, sto
     return _cache(config, backbone, split, backbone.end, config.head.views, store, keep)
 
 
+def cache_mirrored(
+    config: TrainConfig, backbone: Backbone, split: Split, cut: str | int, store: Store
+) -> Features:
+    """The features of the mirror images that the model is asked about as well."""
+    cut = find_cut(backbone, cut)
+    return features.cache_mirrored(split, config.dump, backbone, config.backbone, cut, store)
+
+
 def train_heads(
     config: TrainConfig,
     bottlenecks: Features,

@@ -9,7 +9,7 @@ from prefect.runtime import deployment
 from prefect.states import Completed, State
 from pydantic import Field
 
-from flows.members import cache_bottlenecks, thaw_in_phases, train_heads
+from flows.members import cache_bottlenecks, cache_mirrored, thaw_in_phases, train_heads
 from flows.search import search_head
 from tasks import dataset, features, release, training
 from tasks.dispatch import Dispatch
@@ -70,6 +70,13 @@ def open_dump(config: TrainConfig, store: Store) -> tuple[Backbone, Manifest]:
     return backbone, dataset.scan_dump(config.dump, store)
 
 
+def open_views(config: TrainConfig, backbone: Backbone) -> ViewSource:
+    """What fresh views of the images are drawn from."""
+    return ViewSource(
+        dump=config.dump, backbone=backbone, settings=config.backbone, augmentation=config.augmentation
+    )
+
+
 def train_model(
     config: TrainConfig,
     backbone: Backbone,
@@ -85,14 +92,13 @@ def train_model(
         stages: times of the stages so far, for the report.
         champions_head: a head to start from as well, which is kept where it validates better.
     """
-    source = ViewSource(
-        dump=config.dump, backbone=backbone, settings=config.backbone, augmentation=config.augmentation
-    )
+    source = open_views(config, backbone)
     bottlenecks = cache_bottlenecks(config, backbone, split, store)
     search = search_head(config, source, split, store)
     if search:
-        config = config.model_copy(update={"head": search.apply(config.head)})
-        bottlenecks = cache_bottlenecks(config, backbone, split, store)
+        searched, config = config, config.model_copy(update={"head": search.apply(config.head)})
+        if config.head.views != searched.head.views:
+            bottlenecks = cache_bottlenecks(config, backbone, split, store)
     heads = train_heads(config, bottlenecks, source, store, champions_head)
     run = RunSummary(
         title=f"{config.recipe} on {config.dump.path.name}",
@@ -154,8 +160,7 @@ def _test_model(run: RunSummary, bottlenecks: Features, shallow: Features, store
         run = dataclasses.replace(run, head_evaluation=shown)
     mirrored = None
     if config.ensemble.mirrored:
-        images = (run.split, config.dump, run.backbone, config.backbone)
-        mirrored = features.cache_mirrored(*images, shallow.cut, store)
+        mirrored = cache_mirrored(config, run.backbone, run.split, shallow.cut, store)
     if mirrored or len(run.members) > 1:
         networks = [member.model for member in run.members]
         joined = training.join_members(networks, shallow, mirrored, store)

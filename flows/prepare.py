@@ -3,8 +3,9 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.members import cache_bottlenecks
-from flows.method import StorePath, Where, open_dump, open_store
+from flows.members import cache_bottlenecks, cache_mirrored
+from flows.method import StorePath, Where, open_dump, open_store, open_views
+from flows.search import cache_folds
 from tasks import dataset
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
@@ -26,6 +27,11 @@ def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inl
             backbone, manifest = open_dump(config, place)
             split = dataset.split_images(manifest, config.split, place)
             bottlenecks = cache_bottlenecks(config, backbone, split, place)
+            if config.search.grid:
+                cache_folds(config, open_views(config, backbone), split, place)
+            if config.ensemble.mirrored:
+                cut = config.fine_tune[-1].cut if config.fine_tune else backbone.end
+                cache_mirrored(config, backbone, split, cut, place)
     except ThawError as error:
         label_run("failed")
         return Failed(message=str(error), data=error)

@@ -251,3 +251,40 @@ def test_decodes_count_where_a_stage_made_something_and_fresh_views_in_every_epo
     fresh = config.model_copy(update={"head": config.head.model_copy(update={"views": "fresh"})})
     trained = dataclasses.replace(outcome, stages=(*outcome.stages, took(HEAD, 1)))
     assert count_decodes(fresh, trained, planned, split, store) == 200 + 2 * 120
+
+
+def test_a_search_passes_the_training_images_once_and_mirror_images_are_those_to_validate_and_test_on(
+    drawn_dump: Path, store: Store
+):
+    changes = {"search": {"grid": {"dropout": [0.1, 0.2]}, "folds": 2}, "ensemble": {"mirrored": True}}
+    config = small_config(drawn_dump, head={"views": 1}, fine_tune={"epochs": 0}, **changes)
+    split = publish_split(scan_dump(config.dump, store).value, config.split, store).value
+    assert plan_passes(config, split, store) == {
+        "1 views at block5_pool": Pass(images=200, decodes=200),
+        "features of fold 1 of 2, seed 0": Pass(images=60, decodes=60),
+        "features of fold 2 of 2, seed 0": Pass(images=60, decodes=60),
+        "mirror images at block5_pool": Pass(images=80, decodes=80),
+    }
+    without_views = small_config(drawn_dump, fine_tune={"epochs": 0}, **changes)
+    assert plan_passes(without_views, split, store)["features of fold 2 of 2, seed 0"].images == 0
+
+
+def test_a_candidate_s_time_is_that_of_the_same_search_on_the_same_images(account):
+    candidate, search = "candidate 1 of 2: dropout 0.1", {"grid": {"dropout": [0.1, 0.2]}}
+    account(took(candidate, 50), search=search)
+    assert account(found(candidate), search=search)[1] == Spent(earlier=50)
+    assert account(found(candidate), search=search, augmentation={"seed": 3})[1] == Spent(unknown=True)
+    assert account(found(candidate), search=search, backbone={"image_size_pixels": 96})[1] == Spent(
+        unknown=True
+    )
+
+
+def test_decodes_of_fresh_views_can_not_be_told_where_networks_are_searched_for_or_averaged(
+    prepared: Prepared,
+):
+    split, store = prepared.split, prepared.store
+    fresh = {"head": {"views": "fresh"}, "fine_tune": {"epochs": 0}}
+    outcome = end(found(BLOCK5), took(HEAD, 1), head=head_of(prepared, epochs=2).value.address)
+    for changes in ({"ensemble": {"mirrored": True}}, {"search": {"grid": {"dropout": [0.1]}}}):
+        config = small_config(prepared.config.dump.path, **fresh, **changes)
+        assert count_decodes(config, outcome, {BLOCK5: WHOLE}, split, store) is None

@@ -1,6 +1,8 @@
 """Several networks as one model: who takes part, what their average is, and that plain Keras gives the same."""
 
+import csv
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -134,9 +136,30 @@ def test_the_report_lists_who_was_averaged_and_who_was_left_out():
     assert "2 networks averaged, over each image and its mirror image, fine-tuned: 98.5 %" in text.replace(
         "\u00a0", " "
     )
-    assert "1 of 3 members are left out of the model" in text
-    assert "seed 2 stopped at its head, improving" in text
-    assert "Fine-tuning and averaging mended 16 of the head's mistakes" in text
+    assert "first head alone 96.9" in text
+    assert "1 of 3 members is left out of the model: seed 2 stopped at its head, improving." in text
+    assert "Fine-tuning and averaging mended 16 of the first head's mistakes" in text
+    assert "This is the verdict on seed 0; there are 2 more." in text
+
+
+def test_the_report_of_heads_that_are_averaged_speaks_of_no_fine_tune():
+    heads = tuple(make_member(seed, phase_verdicts=()) for seed in (0, 1))
+    joined = make_checkpoint("ensemble", make_history(0, start=make_history().best))
+    evaluation = make_evaluation("ensemble", wrong=15)
+    run = make_run(members=heads, ensemble=joined, evaluation=evaluation, pictures={})
+    text = render_markdown(run).replace("\u00a0", " ")
+    assert "2 networks averaged, backbone kept frozen: 98.5 %" in text
+    assert "Averaging mended 16 of the first head's mistakes" in text
+    assert "| seed | loss | accuracy |" in text
+
+
+def test_a_member_whose_gate_was_overridden_is_not_passed_over():
+    overridden = dataclasses.replace(IMPROVING, overridden=True)
+    members = (make_member(0), make_member(1, overridden))
+    joined = make_checkpoint("ensemble", make_history(0, start=make_history().best))
+    evaluation = make_evaluation("ensemble", wrong=15)
+    text = render_markdown(make_run(members=members, ensemble=joined, evaluation=evaluation, pictures={}))
+    assert "Its verdict was improving" in text
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +225,17 @@ def test_an_averaging_champion_is_judged_and_predicts_as_any_other(
 ):
     named = server.thaw("promote", "v1", "--store", store)
     assert named.code == 0, named.err
-    retrained = server.thaw("retrain", "--dump", drawn_dump, "--store", store, *SMALL)
+    retrained = server.thaw("retrain", "--dump", drawn_dump, "--store", store, "--json", *SMALL)
     assert retrained.code == 0, retrained.err
-    assert "champion" in retrained.out + retrained.err
+    comparison = retrained.json["decision"]["comparison"]
+    assert comparison["champion_accuracy"] == averaged.json["test_accuracy"]
+    answered = store / "answers.csv"
+    predicted = server.thaw(
+        "predict", averaged.json["model"], drawn_dump, "--csv", answered, "--store", store
+    )
+    assert predicted.code == 0, predicted.err
+    tested = json.loads((Path(averaged.json["model"]).parent / "evaluation.json").read_text())["predictions"]
+    rows = csv.DictReader(answered.read_text(encoding="utf-8").splitlines())
+    answers = {row["path"].rpartition("/")[2]: float(row["p_dog"]) for row in rows}
+    for row in tested:
+        assert answers[row["path"].rpartition("/")[2]] == pytest.approx(row["probabilities"][1], abs=2e-3)

@@ -99,7 +99,7 @@ def test_the_changes_are_what_the_candidates_and_the_head_do_not_have_alike():
     assert first == {"optimizer.name": "adam", "l2": 0.001, "dense_units": [32]}
     assert last == {"optimizer.name": "sgd", "l2": 0.001, "dense_units": [64, 32]}
     assert say_changes(last) == "optimizer.name sgd, l2 0.001, dense_units [64, 32]"
-    assert say_changes({}) == "nothing changed"
+    assert say_changes({}) == "the head as it is"
 
 
 @pytest.mark.parametrize(
@@ -235,3 +235,17 @@ def test_candidates_learn_from_fresh_views_as_well(prepared: Prepared):
     assert only.chosen
     assert only.changes == {"epochs": 2}
     assert 1 <= only.best_epoch <= 2
+
+
+def test_a_grid_replaces_the_recipes_and_an_empty_one_searches_for_nothing():
+    searching = {"dump": {"path": "train.zip"}, "recipe": "best"}
+    assert len(build_config(searching).search.list_candidates(HeadConfig())) == 8
+    own = build_config({**searching, "search": {"grid": {"dropout": [0.1, 0.2]}}})
+    assert dict(own.search.grid) == {"dropout": [0.1, 0.2]}
+    assert not build_config({**searching, "search": {"grid": {}}}).search.grid
+    assert build_config({**searching, "search": {"folds": 3}}).search.grid
+
+
+def test_a_seed_is_not_searched_for():
+    with pytest.raises(BadConfig, match=r"search.grid.seed.*ensemble.members"):
+        build_config({**DUMP, "search": {"grid": {"seed": [0, 1]}}})

@@ -62,6 +62,13 @@ def test_a_head_trained_before_is_found_and_not_trained_again(prepared: Prepared
     assert head_of(prepared).reused
 
 
+def test_a_checkpoint_that_has_lost_what_it_goes_on_from_is_trained_again(prepared: Prepared):
+    head = head_of(prepared, epochs=2).value
+    prepared.store.folder("checkpoints", head.address, "last.keras").unlink()
+    longer = head_of(prepared, epochs=2, budget=2).value
+    assert len(longer.history.epochs) == 4
+
+
 def test_a_checkpoint_whose_record_is_damaged_is_set_aside_and_trained_again(
     prepared: Prepared, tmp_path: Path
 ):

@@ -117,7 +117,7 @@ class RecipeResult(Record):
 class Pair(Record):
     """Two neighbours of a table, image by image: differences are the better one's figure less the other's.
 
-    Of recipes with several runs, those of the first seed that both completed are compared.
+    Of recipes with several runs, the first for which both have a model are compared; `seed` is the better one's.
     """
 
     better: str
@@ -171,7 +171,7 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
         common = {"split": built.split.model_dump()}
         for number in range(config.seeds):
             seeded = built.raise_seeds(number * built.ensemble.members)
-            planned.append(PlannedRun(name=choice.name, seed=built.head.seed + number, config=seeded))
+            planned.append(PlannedRun(name=choice.name, seed=seeded.head.seed, config=seeded))
     return tuple(planned)
 
 
@@ -314,11 +314,12 @@ def _compare_neighbours(recipes: Sequence[RecipeResult], store: Store) -> Iterat
     tested = [recipe for recipe in recipes if recipe.accuracy]
     for better, worse in itertools.pairwise(tested):
         ours, theirs = (
-            {run.seed: run.run for run in recipe.runs if run.metrics} for recipe in (better, worse)
+            {number: run for number, run in enumerate(recipe.runs) if run.metrics}
+            for recipe in (better, worse)
         )
-        for seed in sorted(ours.keys() & theirs.keys())[:1]:
-            comparison = compare(*(_read_evaluation(runs[seed], store) for runs in (theirs, ours)))
-            yield Pair(better=better.name, worse=worse.name, seed=seed, comparison=comparison)
+        for number in sorted(ours.keys() & theirs.keys())[:1]:
+            comparison = compare(*(_read_evaluation(runs[number].run, store) for runs in (theirs, ours)))
+            yield Pair(better=better.name, worse=worse.name, seed=ours[number].seed, comparison=comparison)
 
 
 def _read_evaluation(run: str, store: Store) -> Evaluation:

@@ -212,6 +212,10 @@ class TrainConfig(Section):
             section: {} for section in cls.model_fields if section not in ("dump", "recipe", "fine_tune")
         }
         below = overlay({**blank, "fine_tune": []}, read_recipe(name))
+        search = given.get("search")
+        if isinstance(search, Mapping) and "grid" in search:
+            # Of two grids none is what was meant: the one that is given replaces the recipe's.
+            below["search"].pop("grid", None)
         return overlay(below, {**given, "recipe": name})
 
     @field_validator("fine_tune")

@@ -6,16 +6,18 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from thaw.augment import MIRROR
 from thaw.backbone import cut_points, find_cut, load_backbone, order_cuts
-from thaw.config import TrainConfig
+from thaw.config import AugmentationConfig, TrainConfig
 from thaw.device import prepare_keras
 from thaw.errors import BadModel
 from thaw.features import describe_space
+from thaw.folds import make_folds
 from thaw.model import load_model
-from thaw.records import Made, Outcome, Record, Split, StageTime, digest_of
+from thaw.records import Backbone, Made, Outcome, Record, Side, Split, StageTime, digest_of
 from thaw.shards import Key, SpaceFolder
 from thaw.store import Store
 from thaw.trainer import find_checkpoint, load_network
@@ -174,28 +176,47 @@ def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pa
     """
     backbone = load_backbone(config.backbone, store).value
     order = order_cuts(backbone)
-    stages = [(backbone.end, config.head.views), *((phase.cut, phase.views) for phase in config.fine_tune)]
-    cuts = [find_cut(backbone, cut) for cut, _ in stages]
     planned: dict[str, Pass] = {}
     # How shallow a cut earlier stages of the run reach, for each row.
-    reached: dict[tuple[bool, Key], int] = {}
-    for (_, views), own in zip(stages, cuts, strict=True):
-        # The head's pass, which comes first, fills the cuts of the phases as well.
-        shallowest = own if reached else min(cuts, key=order.index)
-        images = decodes = 0
-        for augmented, wanted in _list_rows(split, views).items():
-            depth = order.index(shallowest)
-            absent = [key for key in wanted if reached.get((augmented, key), len(order)) > depth]
-            reached |= {(augmented, key): depth for key in absent}
+    reached: dict[tuple[AugmentationConfig | None, Key], int] = {}
+    for title, cut, rows in _list_passes(config, split, backbone):
+        depth, images, decodes = order.index(cut), 0, 0
+        for augmentation, wanted in rows:
+            absent = [key for key in wanted if reached.get((augmentation, key), len(order)) > depth]
+            reached |= {(augmentation, key): depth for key in absent}
             images += _count_images(absent)
-            augmentation = config.augmentation if augmented else None
-            for start in cut_points(backbone, shallowest) if absent else ():
+            for start in cut_points(backbone, cut) if absent else ():
                 space = describe_space(backbone, config.backbone, start, store, augmentation)
                 absent = SpaceFolder(store, space).missing(absent)
             decodes += _count_images(absent)
-        title = f"{views} views at {own}" if views else f"features at {own}"
         planned.setdefault(title, Pass(images=images, decodes=decodes))
     return planned
+
+
+def _list_passes(
+    config: TrainConfig, split: Split, backbone: Backbone
+) -> Iterator[tuple[str, str, list[tuple[AugmentationConfig | None, list[Key]]]]]:
+    """Each stage of extraction in a run's order: title, shallowest cut, and its rows, augmented in what way."""
+    order = order_cuts(backbone)
+    stages = [(backbone.end, config.head.views), *((phase.cut, phase.views) for phase in config.fine_tune)]
+    cuts = [find_cut(backbone, cut) for cut, _ in stages]
+    augmentation = config.augmentation
+    for number, ((_, views), cut) in enumerate(zip(stages, cuts, strict=True)):
+        # The head's pass, which comes first, fills the cuts of the phases as well.
+        shallowest = cut if number else min(cuts, key=order.index)
+        title = f"{views} views at {cut}" if views else f"features at {cut}"
+        yield title, shallowest, _list_rows(split, ("validation", "test"), views, augmentation)
+        if number == 0 and config.search.grid:
+            learned = replace(split, validation=(), test=())
+            choices = dict.fromkeys(head.views for head in config.search.list_candidates(config.head))
+            for views, fold in itertools.product(
+                choices, make_folds(learned, config.search.folds, config.split.seed)
+            ):
+                rows = _list_rows(fold, ("validation",), views, augmentation)
+                yield f"features of {fold.strategy}, seed {fold.seed}", cut, rows
+    if config.ensemble.mirrored:
+        mirrored = [(row.sha256, 1) for side in ("validation", "test") for row in split.rows(side)]
+        yield f"mirror images at {cut}", cut, [(MIRROR, mirrored)]
 
 
 def count_decodes(
@@ -203,8 +224,8 @@ def count_decodes(
 ) -> int | None:
     """Images that a run decoded to learn from: those that extraction had to, and each fresh view of each epoch.
 
-    None where that can't be told: of several phases or members on fresh views, the epochs of the last or the first
-    alone are known; and nobody plans what mirror images and the folds of a search take.
+    None where that can't be told: of several phases on fresh views the epochs of the last alone are known, and of
+    networks that are searched for or averaged none.
 
     Args:
         planned: as `plan_passes` found it before the run; None where nobody looked.
@@ -213,8 +234,10 @@ def count_decodes(
     extracted = [title for title in made if _EXTRACTS.match(title)]
     if any(title not in (planned or {}) for title in extracted):
         return None
-    if config.ensemble.members > 1 and "fresh" in [part.views for part in (config.head, *config.fine_tune)]:
-        return None
+    if config.search.grid or config.ensemble.members > 1 or config.ensemble.mirrored:
+        heads = config.search.list_candidates(config.head)
+        if "fresh" in [part.views for part in (config.head, *heads, *config.fine_tune)]:
+            return None
     decoded = sum(planned[title].decodes for title in extracted)
     if config.head.views == "fresh" and any(title.startswith("train head") for title in made):
         decoded += _count_epochs(outcome.head, store) * len(split.train)
@@ -227,14 +250,16 @@ def count_decodes(
     return decoded
 
 
-def _list_rows(split: Split, views: int | str) -> dict[bool, list[Key]]:
-    """The rows that a stage needs: of the images themselves, and (True) of augmented views."""
-    sides = ("validation", "test") if views else ("train", "validation", "test")
+def _list_rows(
+    split: Split, sides: Sequence[Side], views: int | str, augmentation: AugmentationConfig
+) -> list[tuple[AugmentationConfig | None, list[Key]]]:
+    """The rows of the images on these sides, of the training images where those have no views, and of their views."""
+    plain = sides if views else ("train", *sides)
     numbers = range(1, views + 1) if isinstance(views, int) else ()
-    return {
-        False: [(row.sha256, 0) for side in sides for row in split.rows(side)],
-        True: [(row.sha256, view) for row in split.train for view in numbers],
-    }
+    return [
+        (None, [(row.sha256, 0) for side in plain for row in split.rows(side)]),
+        (augmentation, [(row.sha256, view) for row in split.train for view in numbers]),
+    ]
 
 
 def _count_images(rows: Sequence[Key]) -> int:
@@ -247,9 +272,12 @@ def _count_epochs(address: str, store: Store) -> int:
 
 def _address_stage(stage: StageTime, number: int, config: TrainConfig, outcome: Outcome, split: Split) -> str:
     """Names what a stage made by what decides it. `number` tells stages of the same title apart."""
+    images = (config.backbone, split.digest)
     if _EXTRACTS.match(stage.stage):
-        augmentation = None if stage.stage.startswith("features") else config.augmentation
-        decides = (config.backbone, augmentation, split.digest)
+        plain = stage.stage.startswith(("features at", "mirror"))
+        decides = (*images, None if plain else config.augmentation)
+    elif stage.stage.startswith("candidate"):
+        decides = (*images, config.augmentation, config.search, config.head, config.gate)
     else:
         decides = (outcome.head if stage.stage.startswith("train head") else outcome.fine_tuned, number)
     return digest_of("stage cost", stage.stage, *decides)

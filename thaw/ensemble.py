@@ -4,7 +4,6 @@ Averaging takes away what each of them owes to its seed: T. G. Dietterich, Ensem
 2000. To average over an image and its mirror image as well is as old as AlexNet (section 4.1).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +44,11 @@ class Member(Record):
     @property
     def is_overridden(self) -> bool:
         """Whether anything was thawed behind what had not converged."""
-        return any(found.overridden for found in (self.verdict, *self.phase_verdicts[:-1]))
+        return bool(self.list_overridden())
+
+    def list_overridden(self) -> list[Verdict]:
+        """The verdicts that were overridden."""
+        return [found for found in (self.verdict, *self.phase_verdicts[:-1]) if found.overridden]
 
 
 def list_members(config: TrainConfig) -> list[TrainConfig]:
@@ -97,12 +100,12 @@ def join_members(
             split=features.train.split,
             space=members[0].space,
             history=History(validation_counts=rows.count_labels(), start=start),
+            members=tuple(member.address for member in members),
             mirrored=mirrored is not None,
         )
         with store.publish_folder("checkpoints", address) as partial:
             network.save(partial / "model.keras")
             (partial / "checkpoint.json").write_text(joined.to_json(), encoding="utf-8")
-            (partial / "members.json").write_text(json.dumps([member.address for member in members]))
     return hand_back(joined, reused=False)
 
 

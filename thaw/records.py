@@ -291,9 +291,9 @@ class Verdict(Record):
 class Checkpoint(Record):
     """A trained network, from its cut to class probabilities, saved in `checkpoints/<address>/`.
 
-    Its stage is `network` where it was trained from scratch, on pixels, and `ensemble` where it averages others,
-    whose history holds nothing but its validation figures. A `mirrored` one is to be asked about mirror images
-    too, and the answers averaged.
+    Its stage is `network` where it was trained from scratch, on pixels, and `ensemble` where it averages the
+    checkpoints `members`, and its history holds nothing but validation figures. A `mirrored` one is to be asked
+    about mirror images too, and the answers averaged.
     """
 
     address: str
@@ -302,6 +302,7 @@ class Checkpoint(Record):
     split: str
     space: str
     history: History
+    members: tuple[str, ...] = ()
     mirrored: bool = False
 
 
@@ -358,8 +359,8 @@ class Outcome(Record):
     `head` is the first member's head, `fine_tuned` the model where that is another: fine-tuned, or averaged.
     `metrics` are the released model's on the test rows, `head_metrics` the head's; both are None where
     the gate stayed closed, for then no test row was looked at and no model released.
-    `parity` is the mean difference between the released model's probabilities, computed from raw
-    pixels, and those it was tested with.
+    `gate_overridden` is whether anything thawed behind what had not converged. `parity` is the mean difference
+    between the released model's probabilities, computed from raw pixels, and those it was tested with.
     """
 
     run: str
@@ -373,6 +374,7 @@ class Outcome(Record):
     head_metrics: Metrics | None = None
     metrics: Metrics | None = None
     parity: float | None = None
+    gate_overridden: bool = False
     stages: tuple[StageTime, ...] = ()
 
     @property

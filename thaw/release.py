@@ -47,6 +47,7 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
         verdict=run.verdict,
         head=run.head.address,
         fine_tuned=None if checkpoint is run.head else checkpoint.address,
+        gate_overridden=run.is_overridden,
         val_accuracy=checkpoint.history.best.val_accuracy if checkpoint.history.best else None,
     )
     with open_dump(run.config.dump.path) as dump:

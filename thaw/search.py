@@ -129,7 +129,7 @@ def publish_search(
     """
     search = config.search
     checkpoints = [[fold.checkpoint.address for fold in folds] for folds in scored]
-    address = digest_of("search", split.digest, search, checkpoints)
+    address = digest_of("search", split.digest, search, config.head, checkpoints)
     found = store.read("searches", address, HeadSearch)
     if found:
         return Made(value=found, reused=True, note=_note(found))

@@ -137,7 +137,11 @@ def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
     Raises:
         NotPublished: there is none, in a store that is only looked at.
     """
-    found = store.read_folder("checkpoints", address, "checkpoint.json", Checkpoint, ("model.keras",))
+    record = ("checkpoints", address, "checkpoint.json", Checkpoint)
+    found = store.read_folder(*record, ("model.keras",))
+    if found and not found.members:
+        # What was trained can be trained on.
+        found = store.read_folder(*record, ("model.keras", "last.keras"))
     if found is None:
         store.check_may_make("checkpoints", address)
     return found

@@ -96,7 +96,7 @@ class SearchConfig(RecipeSection):
     grid: Mapping[str, Any] = Field(
         default_factory=dict,
         description="Lists of values to try, under the names of the head's settings; each combination is "
-        "a candidate. Nothing here, no search.",
+        "a candidate. A grid replaces the recipe's; an empty one, {}, searches for nothing.",
     )
     folds: int = Field(5, ge=2, le=20, description="Parts of the training images, each held out once.")
 
@@ -108,6 +108,10 @@ class SearchConfig(RecipeSection):
         """
         changes: list[dict[str, Any]] = [{}]
         for path, values in _list_choices(self.grid):
+            if path == ("seed",):
+                raise BadConfig(
+                    "setting 'search.grid.seed': luck is not to be chosen. ensemble.members averages it out."
+                )
             changes = [overlay(change, _nest(path, value)) for change in changes for value in values]
         try:
             return tuple(build_section(HeadConfig, overlay(head.model_dump(), change)) for change in changes)

@@ -218,7 +218,7 @@ def _neighbours(table: ComparisonTable) -> Section:
         "Each recipe beside the next one, on the same images: the first one's figure less the second's, with the "
         "95 % interval of the paired difference. p is McNemar's exact test of the images that one alone got right."
     )
-    more = " Of recipes with several runs, those of the first seed are compared." if table.seeds > 1 else ""
+    more = " Of recipes with several runs, the first ones are compared." if table.seeds > 1 else ""
     return Section(name="neighbours", title="Neighbours", text=[text + more], tables=[list_pairs(table)])
 
 

@@ -9,18 +9,18 @@ from thaw.report.wording import say_nats, say_percent
 
 def describe_ensemble(run: RunSummary) -> Section:
     """What each member reached on the validation images, and what their average does."""
-    rows = [_list_member(member, "averaged") for member in run.members]
-    rows += [_list_member(member, "left out") for member in run.left_out]
-    rows.append(("all averaged", "", "", *_say_figures(run.ensemble), ""))
-    names = ("seed", "head: loss", "accuracy", "in the end: loss", "accuracy", "")
-    text = [f"{_say_members(run)} Figures are of the validation images; loss is in nats."]
-    table = Table(columns=names, rows=rows, align="lrrrrl", totals=True)
+    columns = ("seed", *(["loss of the head", "its accuracy"] if run.phases else []), "loss", "accuracy", "")
+    rows = [_list_member(member, run, "averaged") for member in run.members]
+    rows += [_list_member(member, run, "left out") for member in run.left_out]
+    rows.append(("averaged", *([""] * (len(columns) - 4)), *_say_figures(run.ensemble), ""))
+    text = [f"{_say_members(run)} Figures are of the validation images."]
+    table = Table(columns=columns, rows=rows, align="l" + "r" * (len(columns) - 2) + "l", totals=True)
     return Section(name="ensemble", title="Ensemble", text=text, tables=[table])
 
 
-def _list_member(member: Member, part: str) -> tuple[str, ...]:
+def _list_member(member: Member, run: RunSummary, part: str) -> tuple[str, ...]:
     last = member.phase_verdicts[-1] if member.phases else member.verdict
-    figures = (*_say_figures(member.head), *_say_figures(member.model))
+    figures = (*(_say_figures(member.head) if run.phases else ()), *_say_figures(member.model))
     return (f"{member.seed}", *figures, f"{part}, {say_state(last)}")
 
 

@@ -19,7 +19,7 @@ SEARCH_COLUMNS = ("settings", "accuracy", "log loss", "best epoch", "chosen")
 def say_changes(changes: Mapping[str, Any]) -> str:
     """Settings in a line, such as `dropout 0.5, optimizer.learning_rate 0.001`."""
     words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
-    return ", ".join(f"{name} {value}" for name, value in words.items()) or "nothing changed"
+    return ", ".join(f"{name} {value}" for name, value in words.items()) or "the head as it is"
 
 
 def list_search(search: HeadSearch) -> list[tuple[str, str, str, str, str]]:

@@ -14,7 +14,7 @@ from thaw.report.ensemble import describe_ensemble
 from thaw.report.parts import Bar, Section, Table
 from thaw.report.photographs import MOST_IMAGES
 from thaw.report.search import describe_search
-from thaw.report.summary import RunSummary, list_mistakes, say_backbone, say_stage, say_state
+from thaw.report.summary import RunSummary, list_mistakes, say_backbone, say_stage, say_start, say_state
 from thaw.report.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
 
 _MOST_QUARANTINED = 200
@@ -116,6 +116,9 @@ def _gate(run: RunSummary) -> Section:
     text = "The backbone thaws behind a head whose validation loss has stopped improving beyond its noise."
     if run.head.stage == "network":
         text = "Whether the network had stopped learning, by the rule that a backbone thaws by."
+    others = len(run.members) + len(run.left_out) - 1
+    if others:
+        text += f" This is the verdict on seed {run.members[0].seed}; there are {others} more."
     return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)])
 
 
@@ -266,7 +269,7 @@ def _say_difference(run: RunSummary) -> str:
     mended, broken = len(before - after), len(after - before)
     made = f"{broken or 'no'} new {'one' if broken == 1 else 'ones'}"
     lead = " and ".join(steps).capitalize()
-    return f"{lead} mended {mended or 'none'} of the head's mistakes and made {made}."
+    return f"{lead} mended {mended or 'none'} of the {say_start(run)}'s mistakes and made {made}."
 
 
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:

@@ -107,12 +107,12 @@ def list_mistakes(made: Evaluation) -> list[WrongCall]:
 def say_outcome(run: RunSummary) -> str:
     """The run in one sentence."""
     if run.model is not run.head:
-        lead = say_kind(run)
-        if run.is_overridden:
-            lead = f"Gate overridden: {lead[0].lower()}{lead[1:]} from an unconverged head"
+        lead, mark = say_kind(run), ":"
+        if run.is_overridden and run.phases:
+            lead, mark = f"Gate overridden: {lead[0].lower()}{lead[1:]} from an unconverged head", ","
         if not run.evaluation:
             return f"{lead}, not tested."
-        return f"{lead}{', ' if run.is_overridden else ': '}{_say_accuracy(run.evaluation)}{_say_head_alone(run)}."
+        return f"{lead}{mark} {_say_accuracy(run.evaluation)}{_say_head_alone(run)}."
     head = f" {say_stage(run.tested)}: {_say_accuracy(run.tested)}." if run.tested else ""
     if run.tested and run.head.stage == "network":
         return head.strip()
@@ -124,11 +124,12 @@ def say_outcome(run: RunSummary) -> str:
 def list_notices(run: RunSummary) -> list[str]:
     """What a reader must not miss."""
     notices = []
-    overridden = [found for found in (run.verdict, *run.phase_verdicts[:-1]) if found.overridden]
+    overridden = [found for member in run.members for found in member.list_overridden()]
     if overridden:
+        times = f" {len(overridden)} times" if len(overridden) > 1 else ""
         notices.append(
-            f"The gate was overridden by override_gate: true. Its verdict was {say_state(overridden[0])}: "
-            f"{overridden[0].reason.rstrip('. ')}."
+            f"The gate was overridden{times} by override_gate: true. Its{' first' if times else ''} verdict was "
+            f"{say_state(overridden[0])}: {overridden[0].reason.rstrip('. ')}."
         )
     elif run.tested and not run.verdict.opens_gate:
         notices.append(
@@ -143,8 +144,8 @@ def list_notices(run: RunSummary) -> list[str]:
     if run.left_out:
         reached = [f"seed {one.seed} stopped {_say_stop(one)}" for one in run.left_out]
         notices.append(
-            f"{len(run.left_out)} of {len(run.left_out) + len(run.members)} members are left out of the model, since "
-            f"the gate stayed closed for them: {', '.join(reached)}."
+            f"{len(run.left_out)} of {len(run.left_out) + len(run.members)} members "
+            f"{'is' if len(run.left_out) == 1 else 'are'} left out of the model: {', '.join(reached)}."
         )
     if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
@@ -196,9 +197,17 @@ def say_kind(run: RunSummary) -> str:
     kind = "Fine-tuned" if run.phases else say_stage(run.head)
     if not run.ensemble:
         return kind
+    if kind == "Head alone":
+        kind = "Backbone kept frozen"
     many = f"{len(run.members)} networks averaged" if len(run.members) > 1 else "One network"
     mirrored = ", over each image and its mirror image" if run.ensemble.mirrored else ""
     return f"{many}{mirrored}, {kind.lower()}"
+
+
+def say_start(run: RunSummary) -> str:
+    """What was tested first: the head that fine-tuning starts from, or one of the networks that are averaged."""
+    part = "head" if run.head_evaluation.stage == "head" else "network"
+    return f"first {part}" if len(run.members) > 1 else part
 
 
 def say_state(verdict: Verdict) -> str:
@@ -223,5 +232,4 @@ def _say_head_alone(run: RunSummary) -> str:
         return ""
     alone = run.head_evaluation.metrics.accuracy
     less = "less than the " if run.evaluation.metrics.accuracy < alone else ""
-    part = "head" if run.head_evaluation.stage == "head" else "first of them"
-    return f", {less}{part} alone {say_percent(alone)}"
+    return f", {less}{say_start(run)} alone {say_percent(alone)}"
