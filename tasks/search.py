@@ -10,7 +10,7 @@ from thaw import search
 from thaw.config import GateConfig, HeadConfig, SearchConfig, TrainConfig
 from thaw.folds import ScoredFold
 from thaw.records import Features, Made, Split
-from thaw.report.search import SEARCH_COLUMNS, list_search
+from thaw.report.search import tabulate_search
 from thaw.rows import ViewSource
 from thaw.search import HeadSearch
 from thaw.store import Store
@@ -38,7 +38,8 @@ def score_candidate(
 
 
 def _show_search(made: HeadSearch) -> None:
-    rows = [dict(zip(SEARCH_COLUMNS, row, strict=True)) for row in list_search(made)]
+    table = tabulate_search(made)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     title = f"The search for a head, over {made.folds} folds of {made.images:,} training images"
     show(create_table_artifact, rows, key="head-search", description=title)
 

@@ -16,7 +16,7 @@ from thaw.errors import BadConfig, NotPublished, ShortClass
 from thaw.features import cache_features
 from thaw.folds import Spread
 from thaw.records import Made, Split
-from thaw.report.search import SEARCH_COLUMNS, describe_search, list_search, say_changes
+from thaw.report.search import describe_search, say_changes, tabulate_search
 from thaw.rows import ViewSource
 from thaw.search import (
     Candidate,
@@ -145,19 +145,12 @@ def test_settings_of_the_optimizer_are_taken_over_one_by_one():
     assert (changed.name, changed.momentum, changed.learning_rate) == ("sgd", 0.9, 0.01)
 
 
-def test_the_report_lists_the_best_first_and_marks_the_chosen_one():
-    rows = list_search(make_search())
-    assert rows[0] == (
-        "dropout 0.5, dense_units [64, 32]",
-        "97.3 ± 0.4\u00a0%",
-        "0.2700 ± 0.0158",
-        "12.4",
-        "yes",
-    )
-    assert [row[0].split(",")[0] for row in rows] == ["dropout 0.5", "dropout 0.0", "dropout 0.3"]
-    assert [row[-1] for row in rows] == ["yes", "", ""]
-    assert rows[2][2].startswith("not finite")
-    assert {len(row) for row in rows} == {len(SEARCH_COLUMNS)}
+def test_the_report_has_a_column_for_each_setting_and_lists_the_chosen_candidate_first():
+    table = tabulate_search(make_search())
+    assert table.columns == ("dropout", "dense_units", "accuracy", "log loss", "best epoch")
+    assert table.rows[0] == ("0.5", "[64, 32]", "97.3 ± 0.4\u00a0%", "0.2700 ± 0.0158", "12.4")
+    assert [row[0] for row in table.rows] == ["0.5", "0.0", "0.3"]
+    assert table.rows[2][3].startswith("not finite")
 
 
 def test_the_report_says_how_the_head_was_chosen_and_that_its_figures_flatter_it():
@@ -168,7 +161,7 @@ def test_the_report_says_how_the_head_was_chosen_and_that_its_figures_flatter_it
     assert "Validation and test images took no part" in said
     assert "The smallest mean log loss was that of dropout 0.5" in said
     assert "flatter it a little" in said
-    assert section.tables[0].rows == list_search(make_search())
+    assert section.tables == [tabulate_search(make_search())]
 
 
 @pytest.mark.parametrize("first", ["thaw.search", "thaw.folds", "thaw.report", "thaw.report.search"])

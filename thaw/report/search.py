@@ -13,27 +13,30 @@ if TYPE_CHECKING:
     from thaw.folds import Spread
     from thaw.search import HeadSearch
 
-SEARCH_COLUMNS = ("settings", "accuracy", "log loss", "best epoch", "chosen")
-
 
 def say_changes(changes: Mapping[str, Any]) -> str:
     """Settings in a line, such as `dropout 0.5, optimizer.learning_rate 0.001`."""
-    words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in changes.items()}
-    return ", ".join(f"{name} {value}" for name, value in words.items()) or "the head as it is"
+    said = (f"{name} {_say_value(value)}" for name, value in changes.items())
+    return ", ".join(said) or "the head as it is"
 
 
-def list_search(search: HeadSearch) -> list[tuple[str, str, str, str, str]]:
-    """Rows under `SEARCH_COLUMNS`, one for each candidate, the best first."""
-    return [
+def tabulate_search(search: HeadSearch) -> Table:
+    """A column for each setting that was tried, and a row for each candidate, the chosen one first."""
+    names = tuple(search.chosen.changes)
+    rows = [
         (
-            say_changes(candidate.changes),
+            *(_say_value(value) for value in candidate.changes.values()),
             _say_accuracy(candidate.accuracy),
             f"{say_number(candidate.log_loss.mean)} ± {say_number(candidate.log_loss.standard_deviation)}",
             f"{candidate.best_epoch:.1f}",
-            "yes" if candidate.chosen else "",
         )
-        for candidate in sorted(search.candidates, key=lambda candidate: candidate.rank)
+        for candidate in sorted(
+            search.candidates, key=lambda candidate: (not candidate.chosen, candidate.rank)
+        )
     ]
+    return Table(
+        columns=(*names, "accuracy", "log loss", "best epoch"), rows=rows, align="l" * len(names) + "rrr"
+    )
 
 
 def describe_search(search: HeadSearch) -> Section:
@@ -47,8 +50,11 @@ def describe_search(search: HeadSearch) -> Section:
         "Its figures flatter it a little, since it was chosen by them, as was each head's best epoch by the "
         "fold that judges it. They are means and standard deviations over the folds; log loss is in nats.",
     ]
-    table = Table(columns=SEARCH_COLUMNS, rows=list_search(search), align="lrrrl")
-    return Section(name="search", title="Search for a head", text=text, tables=[table])
+    return Section(name="search", title="Search for a head", text=text, tables=[tabulate_search(search)])
+
+
+def _say_value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _say_accuracy(accuracy: Spread) -> str:
