@@ -168,8 +168,8 @@ def test_a_cancelled_run_cancels_what_it_handed_out(pools: Pools, config: dict):
 def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, config: dict):
     longer = {**config["fine_tune"][0], "epochs": 40, "seed": 3}
     run = pools.start({**config, "fine_tune": [longer]})
-    wait_until(lambda: "fine-tune after block4_pool, seed 0" in pools.server.children(run), 3 * MINUTE)
-    child = pools.server.children(run)["fine-tune after block4_pool, seed 0"]
+    wait_until(lambda: "fine-tune after block4_pool, seed 3" in pools.server.children(run), 3 * MINUTE)
+    child = pools.server.children(run)["fine-tune after block4_pool, seed 3"]
     pools.server.wait_for(child["id"], "Running")
     for process in find_run(child["id"]):
         os.kill(process, signal.SIGKILL)
