@@ -31,6 +31,7 @@ def split(
 ) -> None:
     """Write and print the split of a dump: counts per class, and what is quarantined."""
     from thaw.dump import check_quarantine, scan_dump
+    from thaw.duplicates import find_duplicates
     from thaw.split import publish_split
 
     place = Store(store)
@@ -41,7 +42,8 @@ def split(
     if not as_json:
         print_quarantine(manifest)
     check_quarantine(manifest, config.dump.max_quarantine_fraction)
-    made = publish_split(manifest, config.split, place).value
+    duplicates = find_duplicates(manifest, config.dump, config.duplicates, place)
+    made = publish_split(manifest, config.split, place, duplicates.value.rows).value
     quarantined = [vars(bad) for bad in manifest.quarantined]
     file = place.folder("splits", f"{made.digest}.json")
     if as_json:
@@ -55,6 +57,8 @@ def split(
         return
     rows = [(side, *counts.values()) for side, counts in made.counts().items()]
     print_table(["side", *made.classes], rows, title=f"split {made.digest}, layout {manifest.layout}")
+    if duplicates.value.groups:
+        results.print(duplicates.note, soft_wrap=True)
     results.print(f"written to {file}", soft_wrap=True)
 
 
@@ -77,6 +81,7 @@ def features(
     """Fill the feature cache: every image of the split, once through the frozen backbone."""
     from thaw.backbone import find_cut, load_backbone
     from thaw.dump import scan_dump
+    from thaw.duplicates import find_duplicates
     from thaw.features import cache_features
     from thaw.rows import export_features
     from thaw.split import publish_split
@@ -87,7 +92,8 @@ def features(
     backbone = load_backbone(config.backbone, place).value
     cut = find_cut(backbone, cut or backbone.end)
     manifest = scan_dump(config.dump, place).value
-    made = publish_split(manifest, config.split, place).value
+    duplicates = find_duplicates(manifest, config.dump, config.duplicates, place).value
+    made = publish_split(manifest, config.split, place, duplicates.rows).value
     cached = cache_features(made, config.dump, backbone, config.backbone, cut, place)
     files = [str(file) for file in export_features(cached.value, export, place)] if export else []
     if as_json:

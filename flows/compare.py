@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.method import StorePath, Where, open_store
+from flows.method import StorePath, Where, open_store, split_dump
 from flows.train import train
 from tasks import comparison, dataset
 from tasks.dispatch import Dispatch
@@ -42,7 +42,7 @@ def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "i
         planned = list_runs(config)
         with run_stages():
             manifest = dataset.scan_dump(config.dump, place)
-            split = dataset.split_images(manifest, planned[0].config.split, place)
+            _, split = split_dump(planned[0].config, manifest, place)
             run_all = _run_side_by_side if dispatch == "pools" else _run_in_turn
             results = tuple(run_all(planned, split, place))
             table = comparison.compare_recipes(str(config.dump.path), split, results, place)

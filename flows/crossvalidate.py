@@ -5,8 +5,7 @@ import dataclasses
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, open_dump, open_store, open_views
-from tasks import dataset
+from flows.method import StorePath, Where, open_dump, open_store, open_views, split_dump
 from tasks.dispatch import cancel_children
 from tasks.folds import cache_fold, draw_folds, publish_crossvalidation, score_fold
 from tasks.screen import label_run
@@ -35,10 +34,10 @@ def crossvalidate(
         place = open_store(store)
         with run_stages(dispatch) as stages:
             backbone, manifest = open_dump(config, place)
-            split = dataset.split_images(manifest, config.split, place)
+            duplicates, split = split_dump(config, manifest, place)
             source = open_views(config, backbone)
             scored = []
-            for fold in draw_folds(split, folds, config.split.seed, place):
+            for fold in draw_folds(split, folds, config.split.seed, place, duplicates):
                 features = cache_fold(fold, source, config.head, place)
                 given = (features, config.head, config.gate, place, source)
                 scored.append(score_fold(fold, *given))

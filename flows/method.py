@@ -16,6 +16,7 @@ from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw import archive
 from thaw.config import BackboneConfig, DumpConfig, TrainConfig
+from thaw.duplicates import Duplicates
 from thaw.ensemble import choose_members
 from thaw.errors import BadConfig
 from thaw.fine_tune import check_phases
@@ -70,6 +71,17 @@ def open_dump(config: TrainConfig, store: Store) -> tuple[Backbone, Manifest]:
     return backbone, dataset.scan_dump(config.dump, store)
 
 
+def find_duplicates(config: TrainConfig, manifest: Manifest, store: Store) -> Duplicates:
+    """The near-identical images of the dump. They are told by the images alone, whatever the backbone."""
+    return dataset.find_duplicates(manifest, config.dump, config.duplicates, store)
+
+
+def split_dump(config: TrainConfig, manifest: Manifest, store: Store) -> tuple[Duplicates, Split]:
+    """The near-identical images, and who trains, validates and tests, each group of them on one side."""
+    duplicates = find_duplicates(config, manifest, store)
+    return duplicates, dataset.split_images(manifest, config.split, store, duplicates)
+
+
 def open_views(config: TrainConfig, backbone: Backbone) -> ViewSource:
     """What fresh views of the images are drawn from."""
     return ViewSource(
@@ -81,6 +93,7 @@ def train_model(
     config: TrainConfig,
     backbone: Backbone,
     manifest: Manifest,
+    duplicates: Duplicates,
     split: Split,
     store: Store,
     stages: list[StageTime],
@@ -94,7 +107,10 @@ def train_model(
     """
     source = open_views(config, backbone)
     bottlenecks = cache_bottlenecks(config, backbone, split, store)
-    search = search_head(config, source, split, store)
+    if duplicates.groups:
+        given = (config.dump, backbone, config.backbone, store)
+        duplicates = dataset.confirm_duplicates(duplicates, *given)
+    search = search_head(config, source, split, duplicates, store)
     if search:
         searched, config = config, config.model_copy(update={"head": search.apply(config.head)})
         if config.head.views != searched.head.views:
@@ -104,6 +120,7 @@ def train_model(
         title=f"{config.recipe} on {config.dump.path.name}",
         config=config,
         manifest=manifest,
+        duplicates=duplicates,
         split=split,
         search=search,
         members=tuple(heads),

@@ -4,9 +4,8 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.members import cache_bottlenecks, cache_mirrored
-from flows.method import StorePath, Where, open_dump, open_store, open_views
+from flows.method import StorePath, Where, open_dump, open_store, open_views, split_dump
 from flows.search import cache_folds
-from tasks import dataset
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
@@ -25,10 +24,10 @@ def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inl
         place = open_store(store)
         with run_stages(dispatch):
             backbone, manifest = open_dump(config, place)
-            split = dataset.split_images(manifest, config.split, place)
+            duplicates, split = split_dump(config, manifest, place)
             bottlenecks = cache_bottlenecks(config, backbone, split, place)
             if config.search.grid:
-                cache_folds(config, open_views(config, backbone), split, place)
+                cache_folds(config, open_views(config, backbone), split, duplicates, place)
             if config.ensemble.mirrored:
                 cut = config.fine_tune[-1].cut if config.fine_tune else backbone.end
                 cache_mirrored(config, backbone, split, cut, place)

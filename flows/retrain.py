@@ -12,9 +12,11 @@ from flows.method import (
     StorePath,
     Where,
     close_gate,
+    find_duplicates,
     open_dump,
     open_store,
     score_model,
+    split_dump,
     train_model,
 )
 from tasks import dataset, release
@@ -84,8 +86,8 @@ def _train(
     backbone, manifest = open_dump(config, store)
     registry = read_registry(store)
     if registry.champion is None:
-        split = dataset.split_images(manifest, config.split, store)
-        outcome = train_model(config, backbone, manifest, split, store, stages)
+        duplicates, split = split_dump(config, manifest, store)
+        outcome = train_model(config, backbone, manifest, duplicates, split, store, stages)
         if outcome.withheld:
             return close_gate(outcome)
         challenger = release.register_model(outcome, config, store)
@@ -99,9 +101,11 @@ def _train(
     # Before anything costly is done: a champion that can't be loaded can't be judged beside.
     theirs = dataset.load_backbone(champion.config.backbone, store)
     learned = recall_learned(registry, store)
-    split = dataset.grow_split(champion.split, champion.manifest, learned, manifest, config.split, store)
+    duplicates = find_duplicates(config, manifest, store)
+    known = (champion.split, champion.manifest, learned)
+    split = dataset.grow_split(*known, manifest, config.split, store, duplicates)
     start = champion.head if champion.starts(config, split) else None
-    outcome = train_model(config, backbone, manifest, split, store, stages, start)
+    outcome = train_model(config, backbone, manifest, duplicates, split, store, stages, start)
     if outcome.withheld:
         return close_gate(outcome)
     challenger = enter(release.register_model(outcome, config, store), store)

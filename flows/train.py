@@ -3,8 +3,8 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, close_gate, open_dump, open_store, train_model
-from tasks import dataset, release
+from flows.method import StorePath, Where, close_gate, open_dump, open_store, split_dump, train_model
+from tasks import release
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
@@ -27,8 +27,8 @@ def train(config: TrainConfig, store: StorePath = None, dispatch: Where = "inlin
         place = open_store(store)
         with run_stages(dispatch) as stages:
             backbone, manifest = open_dump(config, place)
-            split = dataset.split_images(manifest, config.split, place)
-            outcome = train_model(config, backbone, manifest, split, place, stages)
+            duplicates, split = split_dump(config, manifest, place)
+            outcome = train_model(config, backbone, manifest, duplicates, split, place, stages)
             if outcome.withheld:
                 return close_gate(outcome)
             version = release.register_model(outcome, config, place)

@@ -8,14 +8,16 @@ from tasks.screen import show
 from tasks.stage import stage
 from thaw import backbone as backbones
 from thaw import dump as dumps
+from thaw import duplicates as copies
 from thaw import growth
 from thaw import split as splits
-from thaw.config import BackboneConfig, DumpConfig, SplitConfig
+from thaw.config import BackboneConfig, DumpConfig, DuplicatesConfig, SplitConfig
+from thaw.duplicates import Duplicates
 from thaw.growth import DumpChange
 from thaw.records import Backbone, Made, Manifest, Side, Split
 from thaw.store import Store
 
-_EXAMPLES = 5
+_EXAMPLES, _GROUPS = 5, 50
 
 
 @stage("load {settings.name}", retries=1)
@@ -28,6 +30,32 @@ def scan_dump(dump: DumpConfig, store: Store) -> Made[Manifest]:
     return dumps.scan_dump(dump, store)
 
 
+def _show_duplicates(duplicates: Duplicates) -> None:
+    rows = [
+        {"group": number, "image": row.path, "class": row.label, "bits apart": group.distance_bits}
+        | ({} if group.similarity is None else {"alike": round(group.similarity, 3)})
+        for number, group in enumerate(duplicates.groups[:_GROUPS], 1)
+        for row in group.images
+    ]
+    if rows:
+        title = f"Near-identical images: {len(duplicates.groups):,} groups"
+        show(create_table_artifact, rows, key="duplicates", description=title)
+
+
+@stage("find near-identical images", retries=1, present=_show_duplicates)
+def find_duplicates(
+    manifest: Manifest, dump: DumpConfig, settings: DuplicatesConfig, store: Store
+) -> Made[Duplicates]:
+    return copies.find_duplicates(manifest, dump, settings, store)
+
+
+@stage("confirm near-identical images", wants_gpu=True, retries=1, present=_show_duplicates)
+def confirm_duplicates(
+    duplicates: Duplicates, dump: DumpConfig, backbone: Backbone, settings: BackboneConfig, store: Store
+) -> Made[Duplicates]:
+    return copies.confirm_duplicates(duplicates, dump, backbone, settings, store)
+
+
 def _show_split(split: Split) -> None:
     rows = [{"side": side, **counts} for side, counts in split.counts().items()]
     title = f"Images of each class, split {split.digest}"
@@ -35,8 +63,10 @@ def _show_split(split: Split) -> None:
 
 
 @stage("split", present=_show_split)
-def split_images(manifest: Manifest, settings: SplitConfig, store: Store) -> Made[Split]:
-    return splits.publish_split(manifest, settings, store)
+def split_images(
+    manifest: Manifest, settings: SplitConfig, store: Store, duplicates: Duplicates
+) -> Made[Split]:
+    return splits.publish_split(manifest, settings, store, duplicates.rows)
 
 
 @stage("grow split", present=_show_split)
@@ -47,8 +77,10 @@ def grow_split(
     manifest: Manifest,
     settings: SplitConfig,
     store: Store,
+    duplicates: Duplicates,
 ) -> Made[Split]:
-    return growth.publish_grown_split(before, known, learned, manifest, settings, store)
+    given = (before, known, learned, manifest, settings, store)
+    return growth.publish_grown_split(*given, duplicates.rows)
 
 
 def _show_change(change: DumpChange) -> None:

@@ -8,6 +8,7 @@ from tasks.screen import show
 from tasks.stage import stage
 from thaw import features, folds
 from thaw.config import GateConfig, HeadConfig, TrainConfig
+from thaw.duplicates import Duplicates
 from thaw.folds import CrossValidation, FoldsConfig, ScoredFold
 from thaw.records import Features, Made, Split
 from thaw.report.folds import FOLD_COLUMNS, list_folds, render_markdown
@@ -16,8 +17,10 @@ from thaw.store import Store
 
 
 @stage("draw folds")
-def draw_folds(split: Split, settings: FoldsConfig, seed: int, store: Store) -> Made[tuple[Split, ...]]:
-    return folds.publish_folds(split, settings, seed, store)
+def draw_folds(
+    split: Split, settings: FoldsConfig, seed: int, store: Store, duplicates: Duplicates
+) -> Made[tuple[Split, ...]]:
+    return folds.publish_folds(split, settings, seed, store, duplicates.rows)
 
 
 @stage("features of {fold.strategy}, seed {fold.seed}", wants_gpu=True, retries=1)

@@ -8,6 +8,7 @@ from tasks.screen import show
 from tasks.stage import stage
 from thaw import search
 from thaw.config import GateConfig, HeadConfig, SearchConfig, TrainConfig
+from thaw.duplicates import Duplicates
 from thaw.folds import ScoredFold
 from thaw.records import Features, Made, Split
 from thaw.report.search import tabulate_search
@@ -18,9 +19,9 @@ from thaw.store import Store
 
 @stage("draw folds of the training images")
 def draw_search_folds(
-    split: Split, settings: SearchConfig, seed: int, store: Store
+    split: Split, settings: SearchConfig, seed: int, store: Store, duplicates: Duplicates
 ) -> Made[tuple[Split, ...]]:
-    return search.publish_search_folds(split, settings, seed, store)
+    return search.publish_search_folds(split, settings, seed, store, duplicates.rows)
 
 
 @stage("candidate {number} of {count}: {changes}", wants_gpu=True, retries=1)

@@ -31,6 +31,7 @@ __all__ = [
     "AugmentationConfig",
     "BackboneConfig",
     "DumpConfig",
+    "DuplicatesConfig",
     "EnsembleConfig",
     "GateConfig",
     "HeadConfig",
@@ -75,6 +76,26 @@ class DumpConfig(Section):
     def _stand_alone(cls, path: Path) -> Path:
         """A stage may run in another folder than the one that the path was written in."""
         return path.expanduser().absolute()
+
+
+class DuplicatesConfig(RecipeSection):
+    """Which images count as the same one, and what that means for the split."""
+
+    placement: Literal["together", "alone"] = Field(
+        "together",
+        description="together: near-identical images (resized, recompressed, slightly cropped, mirrored) are looked "
+        "for and land on one side; alone: each image is placed by itself.",
+    )
+    distance_bits: int = Field(
+        16,
+        ge=0,
+        le=32,
+        description="How many of 128 bits the hashes of two images may differ in: 16 finds nearly all copies, 20 "
+        "all of them and a few that are none.",
+    )
+    smallest_side_pixels: int = Field(
+        64, ge=8, le=1024, description="Smaller images are not looked at: their hashes can't tell them apart."
+    )
 
 
 class SplitConfig(RecipeSection):
@@ -190,6 +211,9 @@ class TrainConfig(Section):
         json_schema_extra=lambda schema: schema.update(enum=list_recipes()),
     )
     split: SplitConfig = Field(None, description="What to change of the recipe's split.")
+    duplicates: DuplicatesConfig = Field(
+        None, description="What to change of the recipe's search for near-identical images."
+    )
     backbone: BackboneConfig = Field(None, description="What to change of the recipe's backbone.")
     augmentation: AugmentationConfig = Field(None, description="What to change of the recipe's augmentation.")
     head: HeadConfig = Field(None, description="What to change of the recipe's head.")

@@ -32,7 +32,7 @@ from thaw.records import (
 )
 from thaw.report.folds import plot_folds, write_predictions
 from thaw.rows import ViewSource
-from thaw.split import publish_rows
+from thaw.split import Groups, publish_rows
 from thaw.store import Store
 
 RECORD, TABLE, PICTURE = "crossvalidation.json", "out_of_fold.csv", "curves.png"
@@ -121,19 +121,20 @@ class CrossValidation(Record):
     stages: tuple[StageTime, ...] = ()
 
 
-def make_folds(split: Split, folds: int, seed: int) -> tuple[Split, ...]:
+def make_folds(split: Split, folds: int, seed: int, groups: Groups = ()) -> tuple[Split, ...]:
     """Divide the images that a split learns from, its train and validation rows, into folds.
 
     Each fold validates in a split of its own, the others train, and the test rows stay what they are. Images
     of a class are dealt out in an order drawn from their bytes and the seed: the order of rows does not count,
-    and the counts of a class, as those of all images, differ by one at most between folds.
+    and the counts of a class, as those of all images, differ by one at most between folds, but for the images
+    of a group, such as near-identical ones: these follow the first of them.
 
     Returns:
         One split for each fold, with rows class by class, in natural order of their paths.
 
     Raises:
         BadConfig: fewer than two folds.
-        ShortClass: a class has fewer images to learn from than there are folds.
+        ShortClass: a class has fewer images to learn from than there are folds, or groups leave a fold without.
     """
     if folds < 2:
         raise BadConfig(
@@ -153,6 +154,15 @@ def make_folds(split: Split, folds: int, seed: int) -> tuple[Split, ...]:
         dealt += sorted(rows, key=lambda row: _draw(row, seed))
     # Dealt on from class to class, so that the first fold does not get the odd image of each.
     places = {row: number % folds for number, row in enumerate(dealt)}
+    for group in groups:
+        members = [row for row in group if row in places]
+        places |= {row: places[members[0]] for row in members}
+    for label in split.classes:
+        if len({places[row] for row in order if row.label == label}) < folds:
+            raise ShortClass(
+                f"class '{label}' has so many near-identical images, which stay together, that {folds} folds can't "
+                "have some of it each. Use fewer folds, add images, or set duplicates.placement to 'alone'."
+            )
     return tuple(
         Split(
             strategy=f"fold {number + 1} of {folds}",
@@ -166,7 +176,9 @@ def make_folds(split: Split, folds: int, seed: int) -> tuple[Split, ...]:
     )
 
 
-def publish_folds(split: Split, settings: FoldsConfig, seed: int, store: Store) -> Made[tuple[Split, ...]]:
+def publish_folds(
+    split: Split, settings: FoldsConfig, seed: int, store: Store, groups: Groups = ()
+) -> Made[tuple[Split, ...]]:
     """Make the folds of every repeat, the first from `seed` and each other from the next one, and publish them.
 
     Raises:
@@ -175,7 +187,7 @@ def publish_folds(split: Split, settings: FoldsConfig, seed: int, store: Store) 
     drawn = [
         fold
         for repeat in range(settings.repeats)
-        for fold in make_folds(split, settings.folds, seed + repeat)
+        for fold in make_folds(split, settings.folds, seed + repeat, groups)
     ]
     reused = [publish_rows(fold, store).reused for fold in drawn]
     learned = len(split.train) + len(split.validation)

@@ -1,5 +1,6 @@
 """A dump that changes: what is new since a model was trained on it, and the split that grows with it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,15 +8,19 @@ from thaw.config import SplitConfig
 from thaw.layout import natural_key
 from thaw.records import SIDES, Made, Manifest, Record, Side, Split
 from thaw.split import (
+    Groups,
     are_fractions,
     check_layout,
     check_no_side_is_empty,
     draw_side,
+    find_leaders,
     publish_rows,
     shares_of,
     split_manifest,
 )
 from thaw.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,12 @@ def publish_change(before: Manifest, after: Manifest, store: Store) -> Made[Dump
 
 
 def grow_split(
-    before: Split, known: Manifest, learned: Mapping[str, Side], manifest: Manifest, config: SplitConfig
+    before: Split,
+    known: Manifest,
+    learned: Mapping[str, Side],
+    manifest: Manifest,
+    config: SplitConfig,
+    groups: Groups = (),
 ) -> Split:
     """Split a dump that has changed: an image that was placed stays on its side, under its present label.
 
@@ -85,9 +95,14 @@ def grow_split(
     their content instead, in the proportions of its counts. What the old split left out stays out. An
     image that left the dump and came back never turns from one learned from into one to test with.
 
+    A new image that gets a side gets that of its group. Where the group has images on several sides, placed
+    before this one tied them, none of those moves, and the new one goes to train, if that is among them, else
+    to validation.
+
     Args:
         known: the manifest that `before` splits.
         learned: the side of every image that any earlier model learned from, by its SHA-256.
+        groups: images of `manifest` that stay together.
 
     Raises:
         ShortClass: a class has no image left for a side.
@@ -98,14 +113,17 @@ def grow_split(
     sides |= {key: side for key, side in learned.items() if key not in sides}
     sides |= sides_of(before)
     new = [row for row in manifest.images if row.sha256 not in sides]
+    drawn: dict[str, Side | None] = {}
     if new and config.strategy == "index":
         shares = shares_of(config)
         if not are_fractions(shares):
             shares = {side: count / sum(shares.values()) for side, count in shares.items()}
-        sides |= {row.sha256: draw_side(row, shares, config.seed) for row in new}
+        leaders = find_leaders(groups)
+        drawn = {row.sha256: draw_side(leaders.get(row, row), shares, config.seed) for row in new}
     elif new:
-        fresh = sides_of(split_manifest(manifest, config))
-        sides |= {row.sha256: fresh.get(row.sha256) for row in new}
+        fresh = sides_of(split_manifest(manifest, config, groups))
+        drawn = {row.sha256: fresh.get(row.sha256) for row in new}
+    sides |= _follow_groups(drawn, sides, groups)
     placed = {side: [row for row in manifest.images if sides[row.sha256] == side] for side in SIDES}
     for label in manifest.classes:
         of_class = {side: [row for row in rows if row.label == label] for side, rows in placed.items()}
@@ -128,15 +146,38 @@ def publish_grown_split(
     manifest: Manifest,
     config: SplitConfig,
     store: Store,
+    groups: Groups = (),
 ) -> Made[Split]:
     """Grow a split, and publish the result under its digest.
 
     Raises:
         ShortClass, BadConfig: as `grow_split` does.
     """
-    return publish_rows(grow_split(before, known, learned, manifest, config), store)
+    return publish_rows(grow_split(before, known, learned, manifest, config, groups), store)
 
 
 def sides_of(split: Split) -> dict[str, Side]:
     """The side of every image of a split, by its SHA-256."""
     return {row.sha256: side for side in SIDES for row in split.rows(side)}
+
+
+def _follow_groups(
+    drawn: Mapping[str, Side | None], placed: Mapping[str, Side | None], groups: Groups
+) -> dict[str, Side | None]:
+    """The sides of new images, those of a group that is placed already with it."""
+    joined = dict(drawn)
+    for group in groups:
+        new = [row for row in group if drawn.get(row.sha256)]
+        known = {placed[row.sha256] for row in group if placed.get(row.sha256)}
+        if new and known:
+            side = min(known, key=SIDES.index)
+            joined |= dict.fromkeys((row.sha256 for row in new), side)
+            if len(known) > 1:
+                paths = ", ".join(row.path for row in new)
+                logger.warning(
+                    "near-identical to images of %s, which stay there, and put to %s: %s",
+                    " and ".join(sorted(known, key=SIDES.index)),
+                    side,
+                    paths,
+                )
+    return joined

@@ -19,6 +19,7 @@ from thaw.recipe import overlay
 from thaw.records import Features, Made, Record, Split, digest_of
 from thaw.report.search import say_changes
 from thaw.rows import ViewSource
+from thaw.split import Groups
 from thaw.store import Store
 
 
@@ -80,12 +81,12 @@ def list_changes(search: SearchConfig, head: HeadConfig) -> list[dict[str, Any]]
 
 
 def publish_search_folds(
-    split: Split, settings: SearchConfig, seed: int, store: Store
+    split: Split, settings: SearchConfig, seed: int, store: Store, groups: Groups = ()
 ) -> Made[tuple[Split, ...]]:
     """Divide the training images of a split into folds, and publish these. They have no test images.
 
     Raises:
-        ShortClass: a class has fewer training images than there are folds.
+        ShortClass: a class has fewer training images than there are folds, or groups leave a fold without.
     """
     for label, count in split.counts()["train"].items():
         if count < settings.folds:
@@ -94,7 +95,7 @@ def publish_search_folds(
                 f"a head need {settings.folds} or more. Lower search.folds, or train on more images."
             )
     learned = replace(split, validation=(), test=())
-    made = publish_folds(learned, FoldsConfig(folds=settings.folds), seed, store)
+    made = publish_folds(learned, FoldsConfig(folds=settings.folds), seed, store, groups)
     return replace(made, note=f"{settings.folds} folds of {len(split.train):,} training images")
 
 

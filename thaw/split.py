@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 CARVED_FRACTION = 0.2
 
 Sides = dict[Side, list[ImageRow]]
+# Images that stay together, such as near-identical ones, of whatever classes; no image is in two groups.
+Groups = Sequence[Sequence[ImageRow]]
 
 
-def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
+def split_manifest(manifest: Manifest, config: SplitConfig, groups: Groups = ()) -> Split:
     """Divide the usable images of each class among train, validation and test.
 
     index: the first images of each class in natural order train, the next ones validate, the next ones
@@ -28,6 +30,12 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
         grows. Fractions only. Test is drawn first, so that a changed train fraction moves no test image.
     directory: the sides of the dump's own folders. A side that the dump lacks is carved out of train by
         hash: its fraction of train, or 0.2 of it where the setting is a count.
+
+    A group lands on one side, its first member's by natural order. With index, one that does not fit into
+    what is left of a side moves on to the next, and later images take its place, so that counts are kept.
+    With hash, a new image moves the others where it comes first in a group or joins two; `grow_split` moves
+    none. With directory, a group that the dump itself divides keeps those of its images that test, else those
+    that validate; the others are left out.
 
     Returns:
         A split whose rows come class by class, in natural order of their paths. Its seed is 0 with
@@ -38,6 +46,9 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
     """
     check_layout(manifest, config)
     shares = shares_of(config)
+    leaders = find_leaders(groups)
+    divided = _find_divided(groups) if config.strategy == "directory" else set()
+    placed: dict[str, Side] = {}
     sides: Sides = {side: [] for side in SIDES}
     ready = {row.side for row in manifest.images if row.side}
     if config.strategy == "directory" and len(ready) < len(SIDES):
@@ -47,11 +58,12 @@ def split_manifest(manifest: Manifest, config: SplitConfig) -> Split:
             (row for row in manifest.images if row.label == label), key=lambda row: natural_key(row.path)
         )
         if config.strategy == "index":
-            parts = _split_by_index(label, rows, shares)
+            parts = _split_by_index(label, rows, shares, leaders, placed)
         elif config.strategy == "hash":
-            parts = _split_by_hash(label, rows, shares, config.seed)
+            parts = _split_by_hash(label, rows, shares, config.seed, leaders)
         else:
-            parts = _split_by_directory(label, rows, shares, config.seed, ready)
+            kept = [row for row in rows if row not in divided]
+            parts = _split_by_directory(label, kept, shares, config.seed, ready, leaders)
         for side in SIDES:
             sides[side] += parts[side]
     return Split(
@@ -85,13 +97,19 @@ def shares_of(config: SplitConfig) -> dict[Side, float]:
     return {side: getattr(config, side) for side in SIDES}
 
 
-def publish_split(manifest: Manifest, config: SplitConfig, store: Store) -> Made[Split]:
+def find_leaders(groups: Groups) -> dict[ImageRow, ImageRow]:
+    """The first image by natural order of the group that an image is in."""
+    firsts = (min(group, key=lambda row: natural_key(row.path)) for group in groups)
+    return {row: first for first, group in zip(firsts, groups, strict=True) for row in group}
+
+
+def publish_split(manifest: Manifest, config: SplitConfig, store: Store, groups: Groups = ()) -> Made[Split]:
     """Split a manifest, and publish the split in the store under its digest.
 
     Raises:
         ShortClass, BadConfig: as `split_manifest` does.
     """
-    return publish_rows(split_manifest(manifest, config), store)
+    return publish_rows(split_manifest(manifest, config, groups), store)
 
 
 def publish_rows(split: Split, store: Store) -> Made[Split]:
@@ -103,43 +121,89 @@ def publish_rows(split: Split, store: Store) -> Made[Split]:
     return Made(value=split, reused=reused, note=f"{note}, split {split.digest}")
 
 
-def _split_by_index(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float]) -> Sides:
+def _split_by_index(
+    label: str,
+    rows: Sequence[ImageRow],
+    shares: Mapping[Side, float],
+    leaders: Mapping[ImageRow, ImageRow],
+    placed: dict[str, Side],
+) -> Sides:
+    """Fill side after side with the next images, a group at a time.
+
+    Args:
+        placed: sides of groups that classes before this one have images of, by their leaders; added to.
+    """
     counts = (
         _count(len(rows), shares) if are_fractions(shares) else {side: int(shares[side]) for side in SIDES}
     )
     needed = sum(counts.values())
+    asked = " + ".join(f"{side} {counts[side]}" for side in SIDES)
     if needed > len(rows):
-        asked = " + ".join(f"{side} {counts[side]}" for side in SIDES)
         raise ShortClass(
             f"class '{label}' has {len(rows)} usable images, the index split needs {needed} ({asked}). "
             "Add images, lower the counts, or use strategy 'hash' with fractions."
         )
-    parts, start = {}, 0
+    units: dict[str, list[ImageRow]] = {}
+    for row in rows:
+        units.setdefault(leaders.get(row, row).sha256, []).append(row)
+    # What an earlier class decided comes first, before its side is full.
+    waiting = sorted(units, key=lambda leader: leader not in placed)
+    sides: dict[ImageRow, Side] = {}
     for side in SIDES:
-        parts[side] = list(rows[start : start + counts[side]])
-        start += counts[side]
+        room = len(rows) if side == "test" and _use_everything(shares) else counts[side]
+        for leader in waiting:
+            if placed.get(leader, side) == side and len(units[leader]) <= room:
+                placed[leader] = side
+                room -= len(units[leader])
+                sides |= dict.fromkeys(units[leader], side)
+        waiting = [leader for leader in waiting if units[leader][0] not in sides]
+        if room and not are_fractions(shares):
+            raise ShortClass(
+                f"class '{label}' has {len(rows)} usable images, but those near-identical stay together, and the "
+                f"index split ({asked}) can't be made of such groups: {side} lacks {room}. Change the counts, or "
+                "use strategy 'hash' with fractions."
+            )
+    parts: Sides = {side: [row for row in rows if sides.get(row) == side] for side in SIDES}
     return check_no_side_is_empty(label, rows, parts, "index")
 
 
-def _split_by_hash(label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int) -> Sides:
+def _split_by_hash(
+    label: str,
+    rows: Sequence[ImageRow],
+    shares: Mapping[Side, float],
+    seed: int,
+    leaders: Mapping[ImageRow, ImageRow],
+) -> Sides:
     parts: Sides = {side: [] for side in SIDES}
     for row in rows:
-        side = draw_side(row, shares, seed)
+        side = draw_side(leaders.get(row, row), shares, seed)
         if side:
             parts[side].append(row)
     return check_no_side_is_empty(label, rows, parts, "hash")
 
 
 def _split_by_directory(
-    label: str, rows: Sequence[ImageRow], shares: Mapping[Side, float], seed: int, ready: set[Side]
+    label: str,
+    rows: Sequence[ImageRow],
+    shares: Mapping[Side, float],
+    seed: int,
+    ready: set[Side],
+    leaders: Mapping[ImageRow, ImageRow],
 ) -> Sides:
     parts: Sides = {side: [row for row in rows if row.side == side] for side in SIDES}
     for side in set(SIDES) - ready:
         fraction = shares[side] if shares[side] < 1 else CARVED_FRACTION
         train = parts["train"]
-        parts[side] = [row for row in train if _position(row, seed) < fraction]
-        parts["train"] = [row for row in train if _position(row, seed) >= fraction]
+        drawn = {row for row in train if _position(leaders.get(row, row), seed) < fraction}
+        parts[side] = [row for row in train if row in drawn]
+        parts["train"] = [row for row in train if row not in drawn]
     return check_no_side_is_empty(label, rows, parts, "directory")
+
+
+def _find_divided(groups: Groups) -> set[ImageRow]:
+    """Images that the dump's own folders put on an earlier side than others of their group."""
+    latest = [max((row.side for row in group), key=SIDES.index) for group in groups]
+    return {row for side, group in zip(latest, groups, strict=True) for row in group if row.side != side}
 
 
 def draw_side(row: ImageRow, shares: Mapping[Side, float], seed: int) -> Side | None:

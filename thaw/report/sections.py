@@ -10,6 +10,7 @@ import yaml
 from thaw.config import NO_BACKBONE
 from thaw.config import Section as ConfigSection
 from thaw.records import SIDES, Checkpoint, Evaluation, Manifest
+from thaw.report.duplicates import describe_duplicates
 from thaw.report.ensemble import describe_ensemble
 from thaw.report.parts import Bar, Section, Table
 from thaw.report.photographs import MOST_IMAGES
@@ -23,6 +24,8 @@ _MOST_QUARANTINED = 200
 def list_sections(run: RunSummary) -> list[Section]:
     """The report's parts, in the order of the method. Parts with nothing to say are left out."""
     sections = [_data(run), _split(run)]
+    if run.duplicates and run.duplicates.groups:
+        sections.append(describe_duplicates(run.duplicates, run.split))
     if run.search:
         sections.append(describe_search(run.search))
     sections += [_gate(run), _curves(run)]

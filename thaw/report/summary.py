@@ -13,6 +13,7 @@ from thaw.records import Backbone, Checkpoint, Evaluation, Manifest, Split, Stag
 from thaw.report.wording import say_duration, say_interval, say_percent
 
 if TYPE_CHECKING:
+    from thaw.duplicates import Duplicates
     from thaw.search import HeadSearch
 
 
@@ -34,6 +35,7 @@ class RunSummary:
     members: tuple[Member, ...]
     backbone: Backbone
     precision: str
+    duplicates: Duplicates | None = None
     search: HeadSearch | None = None
     left_out: tuple[Member, ...] = ()
     ensemble: Checkpoint | None = None

@@ -1,0 +1,208 @@
+"""Near-identical images of a dump: found once, kept in the store, and those with different labels told."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thaw.archive import open_dump
+from thaw.claims import claim
+from thaw.config import BackboneConfig, DumpConfig, DuplicatesConfig
+from thaw.extract import map_ahead, read_pixels
+from thaw.features import cache_features
+from thaw.likeness import HASHER, HASHES, SIDE_PIXELS, SIMILARITY, find_groups, hash_image, measure_similarity
+from thaw.progress import track
+from thaw.records import PIXELS, Backbone, ImageRow, Made, Manifest, Record, Split, digest_of
+from thaw.rows import Rows
+from thaw.split import publish_rows
+from thaw.store import Store
+
+logger = logging.getLogger(__name__)
+
+_SQUARE = BackboneConfig(name="none", image_size_pixels=SIDE_PIXELS)
+_AHEAD = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHashes(Record):
+    """The hashes of images by their SHA-256, as hexadecimal digits of what `hash_image` gives."""
+
+    hasher: int
+    hashes: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageGroup(Record):
+    """Images that are near-identical, in natural order: each to one of the others, not all to all.
+
+    `distance_bits` is the largest distance that ties one of them to the others, of 128 bits. `similarity` is the
+    same by features, as `measure_similarity` gives it; None where no backbone was asked. Images of a `doubted`
+    group are less alike than copies are.
+    """
+
+    images: tuple[ImageRow, ...]
+    distance_bits: int
+    similarity: float | None = None
+    doubted: bool = False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted({row.label for row in self.images}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates(Record):
+    """The near-identical images of a manifest, in `duplicates/<address>.json`.
+
+    `compared` counts the images that were looked at; the others are too small to be told by a hash.
+    """
+
+    address: str
+    manifest: str
+    compared: int
+    groups: tuple[ImageGroup, ...]
+
+    @property
+    def conflicts(self) -> tuple[ImageGroup, ...]:
+        """The groups whose images don't have all the same label: some of those labels must be wrong."""
+        return tuple(group for group in self.groups if len(group.labels) > 1)
+
+    @property
+    def rows(self) -> tuple[tuple[ImageRow, ...], ...]:
+        """The images of each group, as `split_manifest` takes them."""
+        return tuple(group.images for group in self.groups)
+
+
+def find_duplicates(
+    manifest: Manifest, dump: DumpConfig, settings: DuplicatesConfig, store: Store
+) -> Made[Duplicates]:
+    """Group the near-identical images of a manifest, and publish the groups.
+
+    Only images are hashed whose hashes the store does not hold. Nothing is looked for, and nothing published,
+    where `settings.placement` is `alone`.
+
+    Raises:
+        BadDump: an image changed since the dump was scanned.
+        NotPublished: it was not done yet, and the store is only looked at.
+    """
+    address = digest_of("duplicates", HASHER, manifest.digest, settings)
+    if settings.placement == "alone":
+        nothing = Duplicates(address=address, manifest=manifest.digest, compared=0, groups=())
+        return Made(value=nothing, reused=True, note="near-identical images are not looked for")
+    if found := store.read("duplicates", address, Duplicates):
+        return Made(value=found, reused=True, note=_summarise(found))
+    with claim(store, "duplicates", address):
+        if found := store.read("duplicates", address, Duplicates):
+            return Made(value=found, reused=True, note=_summarise(found))
+        smallest = settings.smallest_side_pixels
+        rows = [row for row in manifest.images if min(row.width, row.height) >= smallest]
+        groups = find_groups(cache_hashes(rows, dump, store), distance_bits=settings.distance_bits)
+        made = Duplicates(
+            address=address,
+            manifest=manifest.digest,
+            compared=len(rows),
+            groups=tuple(
+                ImageGroup(
+                    images=tuple(rows[member] for member in group.members), distance_bits=group.distance_bits
+                )
+                for group in groups
+            ),
+        )
+        store.publish("duplicates", address, made)
+    for group in made.conflicts:
+        paths = ", ".join(f"{row.path} ({row.label})" for row in group.images)
+        logger.warning("near-identical images with different labels: %s", paths)
+    return Made(value=made, reused=False, note=_summarise(made))
+
+
+def confirm_duplicates(
+    duplicates: Duplicates, dump: DumpConfig, backbone: Backbone, settings: BackboneConfig, store: Store
+) -> Made[Duplicates]:
+    """The same groups, with how alike their images are by what the backbone makes of them.
+
+    Nobody's side depends on it: recipes with different backbones share a split. Only VGG16 is trusted to doubt a
+    group, for of others nobody measured how alike copies are.
+
+    Raises:
+        As `cache_features` does.
+    """
+    images = [row for group in duplicates.groups for row in group.images]
+    if not images or backbone.end == PIXELS:
+        return Made(
+            value=duplicates, reused=True, note="no near-identical images to look at through a backbone"
+        )
+    classes = tuple(sorted({row.label for row in images}))
+    given = {"strategy": "near-identical", "seed": 0, "classes": classes, "validation": (), "test": ()}
+    split = publish_rows(Split(train=tuple(images), **given), store).value
+    cached = cache_features(split, dump, backbone, settings, backbone.end, store)
+    rows, start, confirmed = Rows(cached.value.train, store), 0, []
+    for group in duplicates.groups:
+        features = rows.read(slice(start, start + len(group.images)))
+        similarity = measure_similarity(features)
+        doubted = backbone.name == "vgg16" and similarity < SIMILARITY
+        confirmed.append(replace(group, similarity=similarity, doubted=doubted))
+        start += len(group.images)
+    doubts = sum(group.doubted for group in confirmed)
+    note = (
+        f"{len(confirmed):,} groups of near-identical images seen through {backbone.name}, {doubts:,} doubted"
+    )
+    return Made(value=replace(duplicates, groups=tuple(confirmed)), reused=cached.reused, note=note)
+
+
+def cache_hashes(rows: Sequence[ImageRow], dump: DumpConfig, store: Store) -> np.ndarray:
+    """The hashes of images, reading only those that no record in the store has: uint64 (n, HASHES, 2).
+
+    Raises:
+        BadDump: an image changed since the dump was scanned.
+    """
+    wanted = {row.sha256: row for row in rows}
+    known = _look_up(store, set(wanted))
+    missing = [row for key, row in wanted.items() if key not in known]
+    if missing:
+        known |= _hash_images(missing, dump)
+        hashes = {key: known[key].tobytes().hex() for key in wanted}
+        store.publish(
+            "hashes",
+            digest_of("hashes", HASHER, sorted(hashes)),
+            ImageHashes(hasher=HASHER, hashes=hashes),
+        )
+    return np.stack([known[row.sha256] for row in rows]) if rows else np.empty((0, HASHES, 2), np.uint64)
+
+
+def _hash_images(rows: Sequence[ImageRow], dump: DumpConfig) -> dict[str, np.ndarray]:
+    with (
+        open_dump(dump.path) as opened,
+        track("look for near-identical images", len(rows), "images") as advance,
+    ):
+        hashes = {}
+        made = map_ahead(lambda row: hash_image(read_pixels(opened, row, _SQUARE)), rows, _AHEAD)
+        for row, hashed in zip(rows, made, strict=True):
+            hashes[row.sha256] = hashed
+            advance()
+    return hashes
+
+
+def _look_up(store: Store, wanted: set[str]) -> dict[str, np.ndarray]:
+    """What earlier records know of these images, the newest first, as far back as is needed."""
+    known: dict[str, str] = {}
+    files = sorted(store.folder("hashes").glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files:
+        if wanted <= known.keys():
+            break
+        record = store.read_file(file, ImageHashes)
+        if record and record.hasher == HASHER:
+            known |= record.hashes
+    return {
+        key: np.frombuffer(bytes.fromhex(known[key]), dtype=np.uint64).reshape(HASHES, 2)
+        for key in wanted & known.keys()
+    }
+
+
+def _summarise(found: Duplicates) -> str:
+    if not found.groups:
+        return f"no near-identical images among {found.compared:,}"
+    images = sum(len(group.images) for group in found.groups)
+    many = f"{len(found.groups):,} group" + ("s" if len(found.groups) > 1 else "")
+    conflicts = f", {len(found.conflicts):,} with different labels" if found.conflicts else ""
+    return f"{images:,} of {found.compared:,} images in {many} of near-identical ones{conflicts}"
