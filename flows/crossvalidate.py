@@ -7,7 +7,7 @@ from prefect.states import Completed, Failed, State
 
 from flows.method import StorePath, Where, open_dump, open_store, open_views, split_dump
 from tasks.dispatch import cancel_children
-from tasks.folds import cache_fold, draw_folds, publish_crossvalidation, score_fold
+from tasks.folds import cache_fold, draw_folds, publish_crossvalidation, rank_labels, score_fold
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import TrainConfig
@@ -27,8 +27,9 @@ def crossvalidate(
 ) -> State:
     """Let each part of the images that are learned from be predicted by a head trained on the others.
 
-    Only the head as the recipe has it, with one budget of epochs each. Test images are left alone. Ends as
-    Completed, with a `CrossValidation`; or as Failed with one plain sentence.
+    Only the head as the recipe has it, with one budget of epochs each. What the heads make of the images'
+    labels says which labels are suspect. Test images are left alone. Ends as Completed, with a
+    `CrossValidation`; or as Failed with one plain sentence.
     """
     try:
         place = open_store(store)
@@ -42,10 +43,12 @@ def crossvalidate(
                 given = (features, config.head, config.gate, place, source)
                 scored.append(score_fold(fold, *given))
             made = publish_crossvalidation(scored, split, folds, config, place)
+            ranked = rank_labels(made, split, config, place)
     except ThawError as error:
         label_run("failed")
         return Failed(message=str(error), data=error)
     accuracy = f"{made.accuracy.mean:.4f} ± {made.accuracy.standard_deviation:.4f}"
     label_run(accuracy)
-    message = f"accuracy {accuracy} over {len(made.folds)} folds, cross-validation {made.address}"
+    suspect = f"{len(ranked.suspects):,} suspect labels"
+    message = f"accuracy {accuracy} over {len(made.folds)} folds, {suspect}, cross-validation {made.address}"
     return Completed(message=message, data=dataclasses.replace(made, stages=tuple(stages)))

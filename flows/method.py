@@ -105,6 +105,8 @@ def train_model(
         stages: times of the stages so far, for the report.
         champions_head: a head to start from as well, which is kept where it validates better.
     """
+    size_pixels = config.backbone.image_size_pixels
+    properties = dataset.check_properties(manifest, config.dump, size_pixels, store)
     source = open_views(config, backbone)
     bottlenecks = cache_bottlenecks(config, backbone, split, store)
     if duplicates.groups:
@@ -121,6 +123,7 @@ def train_model(
         config=config,
         manifest=manifest,
         duplicates=duplicates,
+        properties=properties,
         split=split,
         search=search,
         members=tuple(heads),

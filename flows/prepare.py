@@ -6,6 +6,7 @@ from prefect.states import Completed, Failed, State
 from flows.members import cache_bottlenecks, cache_mirrored
 from flows.method import StorePath, Where, open_dump, open_store, open_views, split_dump
 from flows.search import cache_folds
+from tasks import dataset
 from tasks.dispatch import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
@@ -19,11 +20,13 @@ from thaw.errors import ThawError
     on_cancellation=[cancel_children],
 )
 def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
-    """Verify and split the images of a dump, and push each through the frozen backbone."""
+    """Verify, check and split the images of a dump, and push each through the frozen backbone."""
     try:
         place = open_store(store)
         with run_stages(dispatch):
             backbone, manifest = open_dump(config, place)
+            size_pixels = config.backbone.image_size_pixels
+            checked = dataset.check_properties(manifest, config.dump, size_pixels, place)
             duplicates, split = split_dump(config, manifest, place)
             bottlenecks = cache_bottlenecks(config, backbone, split, place)
             if config.search.grid:
@@ -37,4 +40,5 @@ def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inl
     images = f"{len(manifest.images):,} images"
     label_run(images)
     aside = f", {len(manifest.quarantined):,} set aside" if manifest.quarantined else ""
+    aside += f", {len(checked.troubled):,} with a problem" if checked.troubled else ""
     return Completed(message=f"{images}{aside}, split {split.digest}", data=bottlenecks)

@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 
-from prefect.artifacts import create_table_artifact
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.screen import show
 from tasks.stage import stage
 from thaw import backbone as backbones
 from thaw import dump as dumps
 from thaw import duplicates as copies
-from thaw import growth
+from thaw import growth, properties
 from thaw import split as splits
 from thaw.config import BackboneConfig, DumpConfig, DuplicatesConfig, SplitConfig
 from thaw.duplicates import Duplicates
 from thaw.growth import DumpChange
+from thaw.properties import PropertyCheck
 from thaw.records import Backbone, Made, Manifest, Side, Split
+from thaw.report.page import drop_surrogates, list_blocks
+from thaw.report.properties import describe_properties, list_warnings
 from thaw.store import Store
 
 _EXAMPLES, _GROUPS = 5, 50
@@ -54,6 +58,21 @@ def confirm_duplicates(
     duplicates: Duplicates, dump: DumpConfig, backbone: Backbone, settings: BackboneConfig, store: Store
 ) -> Made[Duplicates]:
     return copies.confirm_duplicates(duplicates, dump, backbone, settings, store)
+
+
+def _show_properties(made: PropertyCheck) -> None:
+    for warning in list_warnings(made):
+        get_run_logger().warning(warning)
+    section = describe_properties(made)
+    markdown = drop_surrogates("\n\n".join(list_blocks(section)))
+    show(create_markdown_artifact, markdown, key="properties", description=section.title)
+
+
+@stage("check properties of images", retries=1, present=_show_properties)
+def check_properties(
+    manifest: Manifest, dump: DumpConfig, image_size_pixels: int, store: Store
+) -> Made[PropertyCheck]:
+    return properties.publish_properties(manifest, dump, image_size_pixels, store)
 
 
 def _show_split(split: Split) -> None:

@@ -6,14 +6,16 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.screen import show
 from tasks.stage import stage
-from thaw import features, folds
+from thaw import features, folds, suspects
 from thaw.config import GateConfig, HeadConfig, TrainConfig
 from thaw.duplicates import Duplicates
 from thaw.folds import CrossValidation, FoldsConfig, ScoredFold
 from thaw.records import Features, Made, Split
+from thaw.report import suspects as suspects_report
 from thaw.report.folds import FOLD_COLUMNS, list_folds, render_markdown
 from thaw.rows import ViewSource
 from thaw.store import Store
+from thaw.suspects import SuspectLabels
 
 
 @stage("draw folds")
@@ -54,3 +56,15 @@ def publish_crossvalidation(
     markdown = render_markdown(made.value, picture)
     show(create_markdown_artifact, markdown, key="cross-validation", description=title)
     return made
+
+
+@stage("rank labels", retries=1)
+def rank_labels(
+    made: CrossValidation, split: Split, config: TrainConfig, store: Store
+) -> Made[SuspectLabels]:
+    ranked = suspects.publish_suspects(made, split, config, store)
+    file = store.folder("suspects", ranked.value.address, suspects.PICTURE)
+    markdown = suspects_report.render_markdown(ranked.value, file.read_bytes() if file.is_file() else None)
+    title = f"Suspect labels of {config.dump.path.name}, by {config.recipe}"
+    show(create_markdown_artifact, markdown, key="suspect-labels", description=title)
+    return ranked

@@ -311,7 +311,7 @@ def test_each_image_that_is_learned_from_has_one_prediction_and_no_test_image_an
     assert not {row.path for row in split.test} & learned
     with Path(done.json["files"]["table"]).open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", "repeat", "fold", "p_cat", "p_dog"]
+    assert list(rows[0]) == ["path", "label", "repeat", "fold", "label_quality", "p_cat", "p_dog"]
     assert [row["path"] for row in rows] == [row.path for row in made.predictions]
     assert Counter(row["fold"] for row in rows) == dict.fromkeys("1234", 40)
 

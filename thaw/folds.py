@@ -34,6 +34,7 @@ from thaw.report.folds import plot_folds, write_predictions
 from thaw.rows import ViewSource
 from thaw.split import Groups, publish_rows
 from thaw.store import Store
+from thaw.suspects import rank_labels
 
 RECORD, TABLE, PICTURE = "crossvalidation.json", "out_of_fold.csv", "curves.png"
 
@@ -227,7 +228,7 @@ def publish_crossvalidation(
     """
     checkpoints = [fold.checkpoint.address for fold in scored]
     given = (config.recipe, split.digest, len(config.fine_tune), config.gate, settings, checkpoints)
-    address = digest_of("crossvalidation", *given)
+    address = digest_of("crossvalidation", "with label quality", *given)
     note = f"cross-validation {address}"
     found = store.read_folder("crossvalidations", address, RECORD, CrossValidation, (PICTURE, TABLE))
     if found:
@@ -259,7 +260,8 @@ def publish_crossvalidation(
         predictions=tuple(predictions),
     )
     with store.publish_folder("crossvalidations", address) as partial:
-        write_predictions(partial / TABLE, split.classes, predictions)
+        qualities = {image.path: image.score for image in rank_labels(made).images}
+        write_predictions(partial / TABLE, split.classes, predictions, qualities)
         (partial / PICTURE).write_bytes(plot_folds([fold.history for fold in folds]))
         (partial / RECORD).write_text(made.to_json(), encoding="utf-8")
     return Made(value=made, reused=False, note=note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,14 +112,22 @@ def render_markdown(made: CrossValidation, picture: bytes) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def write_predictions(file: Path, classes: Sequence[str], rows: Iterable[OutOfFold]) -> None:
-    """Write rows as CSV: `path`, `label`, `repeat`, `fold`, and `p_<class>` for each class."""
+def write_predictions(
+    file: Path, classes: Sequence[str], rows: Iterable[OutOfFold], qualities: Mapping[str, float]
+) -> None:
+    """Write rows as CSV: `path`, `label`, `repeat`, `fold`, `label_quality`, and `p_<class>` for each class.
+
+    Args:
+        qualities: of the label of each path, from 0 (wrong) to 1.
+    """
     with file.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
-        writer.writerow(["path", "label", "repeat", "fold", *(f"p_{name}" for name in classes)])
+        names = [f"p_{name}" for name in classes]
+        writer.writerow(["path", "label", "repeat", "fold", "label_quality", *names])
         for row in rows:
             shares = [f"{value:.6f}" for value in row.probabilities]
-            writer.writerow([row.path, row.label, row.repeat, row.fold, *shares])
+            quality = f"{qualities[row.path]:.6f}"
+            writer.writerow([row.path, row.label, row.repeat, row.fold, quality, *shares])
 
 
 def plot_folds(histories: Sequence[History]) -> bytes:

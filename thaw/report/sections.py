@@ -14,6 +14,7 @@ from thaw.report.duplicates import describe_duplicates
 from thaw.report.ensemble import describe_ensemble
 from thaw.report.parts import Bar, Section, Table
 from thaw.report.photographs import MOST_IMAGES
+from thaw.report.properties import describe_properties
 from thaw.report.search import describe_search
 from thaw.report.summary import RunSummary, list_mistakes, say_backbone, say_stage, say_start, say_state
 from thaw.report.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
@@ -23,7 +24,10 @@ _MOST_QUARANTINED = 200
 
 def list_sections(run: RunSummary) -> list[Section]:
     """The report's parts, in the order of the method. Parts with nothing to say are left out."""
-    sections = [_data(run), _split(run)]
+    sections = [_data(run)]
+    if run.properties:
+        sections.append(describe_properties(run.properties))
+    sections.append(_split(run))
     if run.duplicates and run.duplicates.groups:
         sections.append(describe_duplicates(run.duplicates, run.split))
     if run.search:

@@ -10,10 +10,12 @@ from thaw.config import NO_BACKBONE, TrainConfig
 from thaw.ensemble import Member
 from thaw.errors import UnlikeSplits
 from thaw.records import Backbone, Checkpoint, Evaluation, Manifest, Split, StageTime, Verdict
+from thaw.report.properties import list_warnings
 from thaw.report.wording import say_duration, say_interval, say_percent
 
 if TYPE_CHECKING:
     from thaw.duplicates import Duplicates
+    from thaw.properties import PropertyCheck
     from thaw.search import HeadSearch
 
 
@@ -36,6 +38,7 @@ class RunSummary:
     backbone: Backbone
     precision: str
     duplicates: Duplicates | None = None
+    properties: PropertyCheck | None = None
     search: HeadSearch | None = None
     left_out: tuple[Member, ...] = ()
     ensemble: Checkpoint | None = None
@@ -151,6 +154,8 @@ def list_notices(run: RunSummary) -> list[str]:
         )
     if run.backbone.name == "vgg16-mini" or run.backbone.origin == "random":
         notices.append(f"Backbone: {say_backbone(run.backbone)}.")
+    if run.properties:
+        notices += list_warnings(run.properties)
     return notices
 
 
