@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from commands import about, comparison, crossvalidation, data, labelling, models, server, training
+from commands import about, comparison, crossvalidation, data, exporting, labelling, models, server, training
 from commands.terminal import notes
 from thaw.errors import Mistake, ThawError
 
@@ -29,6 +29,7 @@ for command in (
     comparison.compare,
     *(models.models, models.promote, models.rollback),
     *(labelling.predict, labelling.imagenet_top3),
+    exporting.export,
     *(server.up, server.down, server.status),
     *(about.doctor, about.recipes),
 ):

@@ -53,6 +53,7 @@ def test_the_run_folder_holds_model_report_evaluation_and_pictures(trained: Ende
     names = {file.name for file in folder.iterdir()}
     assert {
         "model.keras",
+        "model-card.md",
         "report.html",
         "evaluation.json",
         "curves.png",
@@ -298,6 +299,7 @@ def test_recipes_lists_every_recipe(server: Server):
         ),
         (["predict", "/nowhere.keras", "{dump}"], "no model at /nowhere.keras"),
         (["predict", "{dump}", "{dump}"], "not a model that Thaw saved"),
+        (["export", "/nowhere.keras", "--format", "keras"], "no model at /nowhere.keras"),
         (["train"], "--dump"),
         (["trian"], "trian"),
     ],

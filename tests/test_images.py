@@ -14,7 +14,7 @@ from PIL import Image
 from tests.salted import animation, bad_images, encode, noise, odd_images
 from thaw.drawings import draw_animal
 from thaw.errors import BadImage
-from thaw.images import decode_image, read_image, resize_image
+from thaw.images import decode_image, is_upright_jpeg, read_image, resize_image
 
 COLOUR = noise(1)
 
@@ -128,6 +128,15 @@ def test_exif_orientation_is_applied(orientation, kind):
     assert seen.shape == (48, 32, 3)
     for row, column in ((4, 4), (4, 28), (44, 28), (44, 4)):
         assert np.abs(seen[row, column] - upright[row, column]).max() < 20
+
+
+def test_only_a_jpeg_stored_as_it_is_to_be_seen_is_an_upright_one():
+    image, turned, level = Image.new("RGB", (40, 30)), Image.Exif(), Image.Exif()
+    turned[0x0112], level[0x0112] = 6, 1
+    assert is_upright_jpeg(encode(image, "jpeg"))
+    assert is_upright_jpeg(encode(image, "jpeg", exif=level))
+    assert not is_upright_jpeg(encode(image, "jpeg", exif=turned))
+    assert not is_upright_jpeg(encode(image, "png"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -83,6 +83,29 @@ def test_the_saved_model_reproduces_from_raw_jpegs_what_it_was_tested_with(
     assert np.mean([(again[name] > 0.5) == (tested[name] > 0.5) for name in tested]) >= 0.98
 
 
+@pytest.mark.parametrize("format", ["savedmodel", "onnx", "tflite", "keras"])
+def test_every_export_gives_on_200_jpegs_the_probabilities_of_the_model(
+    server: Server, fine_tuned: Ended, format: str
+):
+    store = Path(fine_tuned.json["model"]).parents[2]
+    ended = server.thaw("export", fine_tuned.json["model"], "--format", format, "--store", store, "--json")
+    assert ended.code == 0, ended.err
+    made = ended.json["pixels"]
+    assert (made["images"], made["same_class"]) == (200, 200)
+    assert made["largest"] < 1e-3
+    assert made["accuracy"] == made["model_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("quantise", ["float16", "int8"])
+def test_quantised_weights_cost_no_more_than_a_few_images(server: Server, fine_tuned: Ended, quantise: str):
+    store = Path(fine_tuned.json["model"]).parents[2]
+    given = ("--format", "tflite", "--quantise", quantise, "--store", store, "--json")
+    ended = server.thaw("export", fine_tuned.json["model"], *given)
+    assert ended.code == 0, ended.err
+    assert ended.json["bytes"] < 0.6 * Path(fine_tuned.json["model"]).stat().st_size
+    assert ended.json["pixels"]["same_class"] >= 196
+
+
 def test_unlabelled_images_of_kaggle_get_an_answer_each(server: Server, shared: Path, fine_tuned: Ended):
     answers = server.thaw(
         "predict", fine_tuned.json["model"], shared / "data" / "dogs-vs-cats-unlabelled.zip", "--json"

@@ -9,6 +9,7 @@ ThawError
 │   ├── BadWeights          missing, corrupt, of another architecture, or not downloadable
 │   ├── BadCut              the backbone has no such layer, or can't be cut there
 │   ├── BadModel            not a model that Thaw saved
+│   ├── MissingPackage      a format of `thaw export` needs a package that is not installed
 │   ├── NoSuchModel         no version of the registry goes by that name
 │   ├── FeatureOverflow     features exceed what the storage dtype can hold
 │   ├── StoreNotWritable    the store's folder can't be created or written
@@ -23,7 +24,7 @@ ThawError
 ├── EmptyHistory            a verdict was asked for before any epoch was run
 ├── ChampionMoved           a decision was made against a model that is champion no more
 ├── UnlikeSplits            two results of different splits were about to be compared
-├── ParityFailed            a saved model does not reproduce the probabilities it was tested with
+├── ParityFailed            a saved or exported model does not reproduce the probabilities it should
 ├── StageFailed             a stage that was handed to a GPU worker failed there
 └── RunFailed               a run was ended by an error that nobody foresaw
 """
@@ -63,6 +64,10 @@ class BadCut(Mistake):
 
 class BadModel(Mistake):
     """The file is not a model that Thaw saved."""
+
+
+class MissingPackage(Mistake):
+    """A format needs a package that is not installed. The message names the extra that has it."""
 
 
 class NoSuchModel(Mistake):
@@ -122,7 +127,7 @@ class UnlikeSplits(ThawError):
 
 
 class ParityFailed(ThawError):
-    """A saved model does not reproduce the probabilities it was tested with."""
+    """A saved model does not reproduce the probabilities it was tested with, or an export those of its model."""
 
 
 class StageFailed(ThawError):

@@ -154,6 +154,14 @@ def _read_orientation(image: Image.Image) -> int | None:
         return None
 
 
+def is_upright_jpeg(data: bytes) -> bool:
+    """Whether an image file that can be read is a JPEG whose pixels are stored as they are to be seen."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return False
+    with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        return _read_orientation(image) not in _UPRIGHT
+
+
 def _turn_upright(image: Image.Image, orientation: int | None) -> Image.Image:
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 

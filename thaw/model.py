@@ -20,7 +20,7 @@ from thaw.records import PIXELS, Backbone, Checkpoint, Record
 from thaw.store import Store
 from thaw.trainer import load_network, spread_classes
 
-_FACTS_MEMBER = "thaw.json"
+FACTS_MEMBER = "thaw.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,24 @@ def save_model(model: Any, path: Path, facts: ModelFacts) -> None:
     """Save a model as `.keras`, with its facts inside."""
     model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(_FACTS_MEMBER, facts.to_json())
+        archive.writestr(FACTS_MEMBER, facts.to_json())
 
 
 def load_model(path: Path) -> tuple[Any, ModelFacts]:
     """A saved model and its facts.
+
+    Raises:
+        BadModel: there is no such file, or Thaw did not save it.
+    """
+    facts = read_facts(path)
+    try:
+        return prepare_keras().models.load_model(path, compile=False), facts
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise _explain_stranger(path, error) from None
+
+
+def read_facts(path: Path) -> ModelFacts:
+    """A saved model's facts alone, without loading it.
 
     Raises:
         BadModel: there is no such file, or Thaw did not save it.
@@ -88,10 +101,13 @@ def load_model(path: Path) -> tuple[Any, ModelFacts]:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            facts = ModelFacts.from_json(archive.read(_FACTS_MEMBER))
-        return prepare_keras().models.load_model(path, compile=False), facts
+            return ModelFacts.from_json(archive.read(FACTS_MEMBER))
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise BadModel(f"{path} is not a model that Thaw saved ({error}).") from None
+        raise _explain_stranger(path, error) from None
+
+
+def _explain_stranger(path: Path, error: Exception) -> BadModel:
+    return BadModel(f"{path} is not a model that Thaw saved ({error}).")
 
 
 def predict_pixels(model: Any, pixels: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def predict_images(model: Any, facts: ModelFacts, sources: Sequence[Path]) -> It
         BadDump: an archive can't be opened.
     """
     with ExitStack() as opened, ThreadPoolExecutor() as pool:
-        images = list(_list_images(sources, opened))
+        images = list(list_images(sources, opened))
         read = partial(_read_image, facts=facts)
         with track("predict", len(images), "images") as advance:
             for start in range(0, len(images), _BATCH_IMAGES):
@@ -131,7 +131,15 @@ def write_csv(file: Path, classes: Sequence[str], rows: Iterable[LabelledImage])
             writer.writerow([row.path, row.label or "", *figures, row.error or ""])
 
 
-def _list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Every image of files, folders and zip archives, in their order: its path, and what reads its bytes.
+
+    Args:
+        opened: closes the archives; bytes are read before that.
+
+    Raises:
+        BadDump: an archive can't be opened.
+    """
     for source in sources:
         if source.is_dir() or (source.is_file() and zipfile.is_zipfile(source)):
             dump = opened.enter_context(open_dump(source))

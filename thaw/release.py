@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from thaw.archive import open_dump
+from thaw.card import render_card
 from thaw.errors import ParityFailed
 from thaw.extract import read_pixels
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
@@ -25,7 +26,7 @@ _PACKAGES = ("thaw", "tensorflow", "keras", "prefect", "numpy", "pillow")
 
 
 def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
-    """Publish `runs/<digest>/`: report, pictures, evaluation, and the model unless the gate stayed closed.
+    """Publish `runs/<digest>/`: report, pictures, and unless the gate stayed closed evaluation, model and its card.
 
     Raises:
         ParityFailed: the model doesn't reproduce from pixels what was tested from cached features.
@@ -62,6 +63,7 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
                 parity=_release_model(run, partial / "model.keras", store),
             )
             (partial / "evaluation.json").write_text(run.tested.to_json(), encoding="utf-8")
+            (partial / "model-card.md").write_text(render_card(run, outcome), encoding="utf-8")
         for name, picture in run.pictures.items():
             (partial / f"{name}.png").write_bytes(picture)
         write_report(partial, run)
