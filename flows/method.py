@@ -174,7 +174,7 @@ def _test_model(run: RunSummary, bottlenecks: Features, shallow: Features, store
     Args:
         shallow: features at the cut of the members' last phase.
     """
-    config, first = run.config, run.members[0]
+    config, first, test = run.config, run.members[0], shallow.test
     if run.head_evaluation.checkpoint != first.head.address:
         shown = release.evaluate(first.head, bottlenecks.test, store)
         run = dataclasses.replace(run, head_evaluation=shown)
@@ -184,8 +184,9 @@ def _test_model(run: RunSummary, bottlenecks: Features, shallow: Features, store
     if mirrored or len(run.members) > 1:
         networks = [member.model for member in run.members]
         joined = training.join_members(networks, shallow, mirrored, store)
-        tested = release.evaluate(joined, shallow.test, store, mirrored.test if mirrored else None)
-        return dataclasses.replace(run, ensemble=joined, evaluation=tested)
-    if first.phases:
-        return dataclasses.replace(run, evaluation=release.evaluate(first.model, shallow.test, store))
-    return run
+        tested = release.evaluate(joined, test, store, mirrored.test if mirrored else None)
+        run = dataclasses.replace(run, ensemble=joined, evaluation=tested)
+    elif first.phases:
+        run = dataclasses.replace(run, evaluation=release.evaluate(first.model, test, store))
+    heat = release.map_heat(run.tested, run.model, test, store, mirrored.test if mirrored else None)
+    return dataclasses.replace(run, heat=heat)

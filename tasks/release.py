@@ -5,8 +5,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from tasks.screen import announce, show
 from tasks.stage import stage
 from thaw import evaluate as evaluation
-from thaw import promotion, registry, release
+from thaw import gradcam, promotion, registry, release
 from thaw.config import TrainConfig
+from thaw.gradcam import HeatMaps
 from thaw.promotion import Comparison, Decision
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
 from thaw.registry import Registry, Version
@@ -27,6 +28,18 @@ def evaluate(
     checkpoint: Checkpoint, test: FeatureSet, store: Store, mirrored: FeatureSet | None = None
 ) -> Made[Evaluation]:
     return evaluation.evaluate(checkpoint, test, store, mirrored)
+
+
+# A few images take a fraction of a second: a GPU worker would take longer to start.
+@stage("heat maps", retries=1)
+def map_heat(
+    scored: Evaluation,
+    checkpoint: Checkpoint,
+    test: FeatureSet,
+    store: Store,
+    mirrored: FeatureSet | None = None,
+) -> Made[HeatMaps]:
+    return gradcam.map_heat(scored, checkpoint, test, store, mirrored)
 
 
 @stage("release", retries=1)

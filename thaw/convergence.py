@@ -5,6 +5,7 @@ gradients reach the convolutions (F. Chollet, Deep Learning with Python, 2nd ed.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -77,6 +78,17 @@ def judge_convergence(history: History, gate: GateConfig, settings: TrainingConf
         return _verdict("at_chance", statistic, threshold, epochs, reason, gate)
     reason = f"{compared}, no more than {threshold:.4f}; best at epoch {history.best_epoch}"
     return _verdict("plateaued", statistic, threshold, epochs, reason, gate)
+
+
+def trace_verdicts(
+    history: History, gate: GateConfig, settings: TrainingConfig | None = None
+) -> list[Verdict]:
+    """What `judge_convergence` would have said after each epoch: how a head came to the verdict on it."""
+    epochs = history.epochs
+    return [
+        judge_convergence(replace(history, epochs=epochs[:count]), gate, settings)
+        for count in range(1, len(epochs) + 1)
+    ]
 
 
 def _has_given_up(history: History, settings: TrainingConfig) -> bool:

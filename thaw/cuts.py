@@ -29,7 +29,7 @@ def find_cuts(model: Any) -> tuple[Cut, ...]:
     After such a layer its single output is the only tensor that is still needed. A layer that the
     network calls more than once has no single output.
     """
-    nodes = _sort_nodes(model)
+    nodes = sort_nodes(model)
     last_use = {id(tensor): place for place, node in enumerate(nodes) for tensor in node.input_tensors}
     last_use |= {id(tensor): len(nodes) for tensor in model.outputs}
     index = {id(layer): place for place, layer in enumerate(model.layers)}
@@ -60,7 +60,7 @@ def find_stages(model: Any, cuts: Sequence[Cut]) -> tuple[str, ...]:
     keras = prepare_keras()
     poolings = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
     layers = model.layers
-    sources = {id(node.operation): node.input_tensors for node in _sort_nodes(model)}
+    sources = {id(node.operation): node.input_tensors for node in sort_nodes(model)}
     convolves = [any(len(weight.shape) > 1 for weight in layer.weights) for layer in layers]
 
     def ends_stage(cut: Cut, before: Cut) -> bool:
@@ -133,7 +133,7 @@ def split_model(model: Any, start: str | None, end: str | None) -> Any:
     Raises:
         BadCut: the network can't be split there, or `end` does not come after `start`.
     """
-    outputs = {node.operation.name: node.output_tensors[0] for node in _sort_nodes(model)}
+    outputs = {node.operation.name: node.output_tensors[0] for node in sort_nodes(model)}
     places = {cut.name: cut.index for cut in find_cuts(model)}
     for name in (start, end):
         if name is not None and name not in places:
@@ -175,8 +175,8 @@ def group_by_stage(model: Any, cut: str | None, stages: Sequence[str]) -> dict[s
     return depths
 
 
-def _sort_nodes(model: Any) -> list[Any]:
-    """The layer calls of a network, each after those that it takes its inputs from."""
+def sort_nodes(model: Any) -> list[Any]:
+    """The layer calls of a network, Keras's nodes, each after those that it takes its inputs from."""
     entries = {id(tensor) for tensor in model.inputs}
     nodes, seen = [], set()
     # A stack instead of recursion: the deepest networks have more layers than Python has frames.

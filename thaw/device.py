@@ -1,4 +1,4 @@
-"""What this machine computes with. The one module that speaks to TensorFlow itself."""
+"""What this machine computes with. The one module that speaks to TensorFlow, or JAX, itself."""
 
 import os
 import sys
@@ -81,6 +81,24 @@ def differentiate(function: Callable[[], tuple[Any, Any]], variables: Sequence[A
     two_at_a_time = tensorflow.AggregationMethod.EXPERIMENTAL_TREE
     handles = [variable.value for variable in variables]
     return other, tensorflow.gradients(loss, handles, aggregation_method=two_at_a_time)
+
+
+def differentiate_at(function: Callable[[Any], tuple[Any, Any]], tensor: Any) -> tuple[Any, Any]:
+    """The gradient of a loss at a tensor, and what else `function` returns beside it.
+
+    Args:
+        function: of the tensor, returns a scalar loss, and any tensors.
+    """
+    if prepare_keras().backend.backend() == "jax":
+        import jax
+
+        return jax.grad(function, has_aux=True)(tensor)
+    import tensorflow
+
+    with tensorflow.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensor)
+        loss, other = function(tensor)
+    return tape.gradient(loss, tensor), other
 
 
 def list_devices() -> list[str]:

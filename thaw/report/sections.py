@@ -12,6 +12,7 @@ from thaw.config import Section as ConfigSection
 from thaw.records import SIDES, Checkpoint, Evaluation, Manifest
 from thaw.report.duplicates import describe_duplicates
 from thaw.report.ensemble import describe_ensemble
+from thaw.report.heat import describe_heat
 from thaw.report.parts import Bar, Section, Table
 from thaw.report.photographs import MOST_IMAGES
 from thaw.report.properties import describe_properties
@@ -37,6 +38,8 @@ def list_sections(run: RunSummary) -> list[Section]:
         sections.append(describe_ensemble(run))
     if run.tested:
         sections += [_evaluation(run), _mistakes(run)]
+    if run.heat:
+        sections.append(describe_heat(run))
     if shown := _present(run, views="One image beside augmented views of it"):
         settings = _settings(run.config.augmentation)
         text = f"One image, and views of it as the augmentation draws them: {settings}."
@@ -126,7 +129,8 @@ def _gate(run: RunSummary) -> Section:
     others = len(run.members) + len(run.left_out) - 1
     if others:
         text += f" This is the verdict on seed {run.members[0].seed}; there are {others} more."
-    return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)])
+    shown = _present(run, gate="What the gate compared after each epoch: the statistic with its threshold")
+    return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)], pictures=shown)
 
 
 def _curves(run: RunSummary) -> Section:

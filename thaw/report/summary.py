@@ -16,6 +16,7 @@ from thaw.report.wording import say_duration, say_interval, say_percent
 if TYPE_CHECKING:
     from thaw.duplicates import Duplicates
     from thaw.properties import PropertyCheck
+    from thaw.gradcam import HeatMaps
     from thaw.search import HeadSearch
 
 
@@ -26,8 +27,8 @@ class RunSummary:
     `members` are the networks of the model, most often one; the first of them speaks for all. `left_out` are
     those that did not get as far, and `ensemble` is what averages more than one network or image.
     `head_evaluation`, of the first head, and `evaluation` are of the same test rows; `evaluation` is None where
-    a head alone is the model. `pictures` are PNG files by name: curves, confusion, mistakes and views have
-    their places, others come last.
+    a head alone is the model. `heat` says where the model looked. `pictures` are PNG files by name: those that
+    `thaw.report.pictures` draws have their places, others come last.
     """
 
     title: str
@@ -45,6 +46,7 @@ class RunSummary:
     stages: tuple[StageTime, ...] = ()
     head_evaluation: Evaluation | None = None
     evaluation: Evaluation | None = None
+    heat: HeatMaps | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
