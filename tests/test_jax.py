@@ -16,6 +16,7 @@ import pytest
 
 from tests.prepared import Prepared, prepare
 from thaw.evaluate import evaluate
+from thaw.gradcam import heat_up, map_heat
 from thaw.records import Checkpoint, Evaluation, FeatureSet
 from thaw.rows import Rows
 from thaw.store import Store
@@ -35,10 +36,12 @@ METHOD = """
     from pathlib import Path
     from tests.prepared import head_of, prepare, tune
     from thaw.evaluate import evaluate
+    from thaw.gradcam import map_heat
     prepared = prepare(Path({dump!r}), Path({store!r}))
     head = head_of(prepared, stop="at_budget", epochs=6).value
     tuned = tune(prepared, head, epochs=2).value
-    evaluate(tuned, prepared.block4.test, prepared.store)
+    scored = evaluate(tuned, prepared.block4.test, prepared.store).value
+    map_heat(scored, tuned, prepared.block4.test, prepared.store)
     import keras
     facts = {{"backend": keras.backend.backend(), "tensorflow": "tensorflow" in sys.modules}}
     print(json.dumps({{**facts, "head": head.address, "tuned": tuned.address}}))
@@ -129,3 +132,15 @@ def test_a_model_trained_on_jax_answers_the_same_on_tensorflow(
     rows = Rows(on_tensorflow.block4.test, on_jax.store)
     expected = [row.probabilities for row in evaluation.predictions]
     np.testing.assert_allclose(predict_rows(network, rows), expected, atol=1e-4)
+
+
+def test_heat_is_that_of_tensorflow(on_jax: OnJax, on_tensorflow: Prepared, evaluation: Evaluation):
+    tuned, test = on_jax.find("tuned"), on_tensorflow.block4.test
+    made = map_heat(evaluation, tuned, test, on_jax.store)
+    assert made.reused
+    paths = [row.path for row in evaluation.predictions]
+    places = np.array([paths.index(one.path) for one in made.value.maps])
+    called = [evaluation.classes.index(one.called) for one in made.value.maps]
+    network = load_network(on_jax.store, tuned.address)
+    again = heat_up(network, Rows(test, on_jax.store).read(places), called)
+    np.testing.assert_allclose([one.heat for one in made.value.maps], again, atol=2e-3)

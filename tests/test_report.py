@@ -283,9 +283,9 @@ def test_a_published_run_is_found_again_as_long_as_its_reports_are_there(drawn_d
     run = close_gate(config=config, manifest=manifest, split=split, pictures={})
     first = release_run(run, store)
     folder = store.folder("runs", first.value.run)
-    names = {"report.html", "report.md", "outcome.json", "curves.png", "views.png"}
+    names = {"report.html", "report.md", "outcome.json", "curves.png", "gate.png", "views.png"}
     assert {file.name for file in folder.iterdir()} == names
-    assert len(read_pictures((folder / "report.md").read_text(encoding="utf-8"))) == 2
+    assert len(read_pictures((folder / "report.md").read_text(encoding="utf-8"))) == 3
     (folder / "views.png").unlink()
     again = release_run(run, store)
     assert (first.reused, again.reused) == (False, True)

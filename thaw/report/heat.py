@@ -48,9 +48,11 @@ def describe_heat(run: RunSummary) -> Section:
         "its own maximum: two of them can't be compared in strength.",
     ]
     if heat.layer == run.model.cut:
+        text[0] += f" Of this network everything up to {heat.layer} is frozen."
+    if run.config.head.pooling == "flatten":
         text.append(
-            f"Nothing in this network searches the image: {heat.layer} is what it was given, and its dense "
-            "layers weigh each place for itself, which the method averages over. Take these maps as rough."
+            "The dense layers weigh every place for itself, and the method knows one weight for all places of a "
+            "feature map: the maps are rougher for it."
         )
     groups = group_by_class(heat)
     text.append(
