@@ -151,6 +151,9 @@ def test_the_gate_is_drawn_as_statistic_and_threshold_by_epoch():
         np.testing.assert_array_equal(lines[name].get_ydata(), expected)
         np.testing.assert_array_equal(lines[name].get_xdata(), range(1, 21))
     assert lines[f"opens: {trace[-1].state}"].get_xdata()[0] == 20.5
+    last = trace[-1]
+    (caption,) = (text.get_text() for text in axes.texts)
+    assert caption == f"opens: improving, {last.statistic:.2g} > {last.threshold:.2g}"
 
 
 @pytest.mark.parametrize(
@@ -168,9 +171,12 @@ def test_the_gate_says_what_it_did_behind_the_head_and_nothing_behind_the_last_p
 
 
 def test_a_gate_that_never_compared_has_no_picture():
-    short = dataclasses.replace(make_member(phase_verdicts=()), head=make_checkpoint("head", make_history(3)))
-    run = close_gate(members=(short,), pictures={})
-    assert "gate" not in draw_pictures(run, lambda row: make_photographs(1, 32)[0])
+    for epochs in (0, 3):
+        head = make_checkpoint("head", make_history(epochs))
+        run = close_gate(
+            members=(dataclasses.replace(make_member(phase_verdicts=()), head=head),), pictures={}
+        )
+        assert "gate" not in draw_pictures(run, lambda row: make_photographs(1, 32)[0])
 
 
 def test_a_gate_of_any_length_can_be_drawn():

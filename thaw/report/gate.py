@@ -57,6 +57,7 @@ def draw_gate(parts: Sequence[GatePart], least_threshold_nats: float) -> Figure:
     ends = list(itertools.accumulate(len(part.trace) for part in parts))
     for part, offset in zip(parts, [0, *ends], strict=False):
         _draw_part(axes, part, offset)
+    _make_room_above(axes, 0.06 + 0.09 * len(parts))
     for row, (part, end) in enumerate(zip(parts, ends, strict=True)):
         _mark_end(axes, part, end + 0.5, row)
     axes.set_title(
@@ -82,15 +83,26 @@ def _draw_part(axes: Axes, part: GatePart, offset: int) -> None:
     below = statistics <= thresholds
     for epoch in epochs[below]:
         axes.axvspan(epoch - 0.5, epoch + 0.5, color=GATE, alpha=0.18, lw=0)
-    axes.plot(epochs, thresholds, color=TRAIN, lw=1.8, ls=(0, (4, 2)), marker=".", ms=4, label="threshold")
-    axes.plot(epochs, statistics, color=VALIDATION, lw=2.4, marker=".", ms=7, label="statistic")
+    axes.plot(epochs, thresholds, color=TRAIN, lw=1.8, ls=(0, (4, 2)), marker=".", ms=8, label="threshold")
+    axes.plot(epochs, statistics, color=VALIDATION, lw=2.4, marker=".", ms=10, label="statistic")
+
+
+def _make_room_above(axes: Axes, share: float) -> None:
+    """Leave a share of the panel's height free of lines, for captions."""
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(axes.get_ylim())
+    axes.set_ylim(*scale.inverted().transform([low, low + (high - low) / (1 - share)]))
 
 
 def _mark_end(axes: Axes, part: GatePart, end: float, row: int) -> None:
     """A line where the gate was asked, with what it did and the verdict."""
-    state = part.trace[-1].state.replace("_", " ") if part.trace else "not trained"
+    last = part.trace[-1]
+    state = last.state.replace("_", " ")
     said = f"{part.answer}: {state}" if part.answer else state
     axes.axvline(end, color=GATE if part.answer == "opens" else QUIET, lw=1.6, ls=(0, (4, 3)), label=said)
+    if last.statistic is not None:
+        beyond = ">" if last.statistic > last.threshold else "≤"
+        said += f", {last.statistic:.2g} {beyond} {last.threshold:.2g}"
     room_right = end < sum(axes.get_xlim()) / 2
     caption = axes.annotate(
         said,

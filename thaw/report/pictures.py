@@ -43,7 +43,7 @@ def draw_pictures(run: RunSummary, read: ReadPixels) -> dict[str, bytes]:
 
 
 def list_gate_parts(run: RunSummary) -> list[GatePart]:
-    """How the gate saw the head, and every phase of fine-tuning behind it, after each epoch."""
+    """How the gate saw the head, and every phase of fine-tuning behind it, after each epoch they were trained."""
     trained = [(run.head, run.verdict, run.config.head)]
     trained += zip(run.phases, run.phase_verdicts, run.config.fine_tune, strict=False)
     parts = []
@@ -52,7 +52,8 @@ def list_gate_parts(run: RunSummary) -> list[GatePart]:
         answer = ""
         if number < len(run.config.fine_tune):
             answer = "overridden" if verdict.overridden else "opens" if verdict.opens_gate else "stays closed"
-        parts.append(GatePart(trace=tuple(trace), answer=answer))
+        if trace:
+            parts.append(GatePart(trace=tuple(trace), answer=answer))
     return parts
 
 
