@@ -1,12 +1,16 @@
 """Commands that label images: with a trained model, or in the words of ImageNet."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from commands.options import JsonOption, StoreOption
-from commands.terminal import print_json, print_table, results
+from commands.terminal import notes, print_json, print_table, results
+from thaw.answers import LabelledImage
+from thaw.drift import FALSE_ALARM_RATE
 from thaw.errors import Mistake
 from thaw.store import Store
 
@@ -16,39 +20,50 @@ ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files, folders
 def predict(
     model: Annotated[str, typer.Argument(help="A model.keras that `thaw train` saved; or champion, v3, …")],
     images: ImagesArgument,
-    csv: Annotated[Path | None, typer.Option("--csv", help="Write a CSV file here.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Write here, .csv or .parquet [a new file in the store's predictions/]."),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float,
+        typer.Option(
+            "--false-alarm-rate",
+            help="How often images like the training images may be said to have drifted.",
+        ),
+    ] = FALSE_ALARM_RATE,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print class and probability of each image."""
-    from thaw.model import load_model
-    from thaw.predict import find_model, predict_images, write_csv
+    """Write and print class and probability of each image, and say whether they drifted."""
+    from thaw.answers import read_answers
+    from thaw.predict import label_images
+    from thaw.report.drift import list_moves, say_drift
 
-    if csv and not csv.absolute().parent.is_dir():
-        raise Mistake(f"there is no folder {csv.absolute().parent} to write {csv.name} to. Make it first.")
-    network, facts = load_model(find_model(model, Store(store)))
-    rows = list(predict_images(network, facts, images))
-    if csv:
-        write_csv(csv, facts.classes, rows)
+    if file and not file.absolute().parent.is_dir():
+        raise Mistake(f"there is no folder {file.absolute().parent} to write {file.name} to. Make it first.")
+    # Relative to where the command is typed, and not to the store.
+    place = file.absolute() if file else None
+    labelled = label_images(images, model, place, Store(store), false_alarm_rate).value
     if as_json:
-        print_json(classes=facts.classes, images=[vars(row) for row in rows], csv=str(csv) if csv else None)
-    elif csv:
-        results.print(f"{len(rows)} images written to {csv}", soft_wrap=True)
+        rows = [vars(row) for row in read_answers(Path(labelled.file))]
+        print_json(
+            classes=tuple(labelled.counts),
+            images=rows,
+            file=labelled.file,
+            drift=asdict(labelled.drift),
+            drift_file=labelled.drift_file,
+        )
     else:
-        shown = [
-            (
-                row.path,
-                row.label or "",
-                f"{max(row.probabilities):.4f}" if row.probabilities else "",
-                row.error or "",
-            )
-            for row in rows
-        ]
-        print_table(["path", "class", "probability", "error"], shown)
-    if rows and all(row.error for row in rows):
-        raise Mistake("none of the images could be read.")
-    if not rows:
-        raise Mistake(f"no images found in {', '.join(map(str, images))}.")
+        if not file:
+            rows = [_list_cells(row) for row in read_answers(Path(labelled.file))]
+            print_table(["path", "class", "probability", "error"], rows)
+        results.print(f"{labelled.images} images written to {labelled.file}", soft_wrap=True)
+    if labelled.drift.state == "alarm":
+        notes.print(f"[bold]Warning:[/bold] {escape(say_drift(labelled.drift))}.", soft_wrap=True)
+        for move in list_moves(labelled.drift):
+            notes.print(f"  {escape(move)}", soft_wrap=True)
+    else:
+        notes.print(escape(f"{say_drift(labelled.drift)}."), soft_wrap=True)
 
 
 def imagenet_top3(
@@ -77,6 +92,12 @@ def imagenet_top3(
         rows = [(image.path, *map(_say_name, image.names), image.error or "") for image in named.images]
         print_table(["path", *map(str, range(1, top + 1)), "error"], [_pad(row, top + 2) for row in rows])
         results.print(f"written to {named.csv}", soft_wrap=True)
+
+
+def _list_cells(row: LabelledImage) -> tuple[str, ...]:
+    """An answer as the cells of a table."""
+    probability = f"{max(row.probabilities):.4f}" if row.probabilities else ""
+    return (row.path, row.label or "", probability, row.error or "")
 
 
 def _say_name(name: tuple[str, float]) -> str:

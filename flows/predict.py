@@ -1,4 +1,4 @@
-"""Label images with the champion, or with any other model."""
+"""Label images with the champion, or with any other model, and watch for drift."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,28 +11,45 @@ from flows.method import StorePath, open_store
 from tasks import prediction
 from tasks.screen import label_run
 from tasks.stage import run_stages
+from thaw.drift import FALSE_ALARM_RATE
 from thaw.errors import ThawError
+from thaw.report.drift import say_drift
 
 Images = Annotated[
     list[Path],
     Field(min_length=1, description="Image files, folders and zip archives, where the worker runs."),
 ]
 Model = Annotated[str, Field(description="champion, a version such as v3, or the path of a model.keras.")]
-CsvPath = Annotated[
+AnswersFile = Annotated[
     Path | None,
-    Field(description="File to write, relative to predictions/ in the store; a new one when empty."),
+    Field(
+        description="File to write, .csv or .parquet, relative to predictions/ in the store; a new one when empty."
+    ),
+]
+FalseAlarmRate = Annotated[
+    float,
+    Field(gt=0, lt=1, description="How often images like the training images may be said to have drifted."),
 ]
 
 
 @flow(name="predict", flow_run_name="predict with {model}")
-def predict(images: Images, model: Model = "champion", csv: CsvPath = None, store: StorePath = None) -> State:
-    """Write class and probabilities of every image to a CSV file; those that can't be read have their reason."""
+def predict(
+    images: Images,
+    model: Model = "champion",
+    file: AnswersFile = None,
+    store: StorePath = None,
+    false_alarm_rate: FalseAlarmRate = FALSE_ALARM_RATE,
+) -> State:
+    """Write class and probabilities of every image to a file, and say whether they drifted from the training images."""
     try:
         with run_stages():
-            labelled = prediction.label_images(images, model, csv, open_store(store))
+            labelled = prediction.label_images(images, model, file, open_store(store), false_alarm_rate)
     except ThawError as error:
         label_run("failed")
         return Failed(message=str(error), data=error)
-    label_run(f"{labelled.images:,} images", tags=(labelled.model,))
+    drifted = labelled.drift.state == "alarm"
+    name = f"{labelled.images:,} images{', drift' if drifted else ''}"
+    label_run(name, tags=(labelled.model, *(["drift"] if drifted else [])))
     unread = f", {labelled.unreadable:,} could not be read" if labelled.unreadable else ""
-    return Completed(message=f"{labelled.images:,} images in {labelled.csv}{unread}", data=labelled)
+    message = f"{labelled.images:,} images in {labelled.file}{unread}; {say_drift(labelled.drift)}"
+    return Completed(message=message, data=labelled)

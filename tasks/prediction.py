@@ -3,29 +3,36 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from tasks.screen import show
+from tasks.screen import announce_drift, show
 from tasks.stage import stage
 from thaw import imagenet, predict
 from thaw.imagenet import NamedImages
 from thaw.predict import Labelled
 from thaw.records import Made
+from thaw.report.drift import render_drift
 from thaw.store import Store
 
 _SHOWN_IMAGES = 100
 
 
-def _show_counts(labelled: Labelled) -> None:
+def _show_labelled(labelled: Labelled) -> None:
     rows = [{"class": label, "images": count} for label, count in labelled.counts.items()]
     rows += [{"class": "(could not be read)", "images": labelled.unreadable}] if labelled.unreadable else []
-    title = f"{labelled.images:,} images by {labelled.model}, in {labelled.csv}"
+    title = f"{labelled.images:,} images by {labelled.model}, in {labelled.file}"
     show(create_table_artifact, rows, key="predictions", description=title)
+    title = f"{labelled.images:,} images by {labelled.model}"
+    show(create_markdown_artifact, render_drift(labelled.drift, title), key="drift", description=title)
+    if labelled.drift.state == "alarm":
+        announce_drift(labelled)
 
 
-@stage("label images with {model}", retries=1, present=_show_counts)
-def label_images(images: Sequence[Path], model: str, csv: Path | None, store: Store) -> Made[Labelled]:
-    return predict.label_images(images, model, csv, store)
+@stage("label images with {model}", retries=1, present=_show_labelled)
+def label_images(
+    images: Sequence[Path], model: str, file: Path | None, store: Store, false_alarm_rate: float
+) -> Made[Labelled]:
+    return predict.label_images(images, model, file, store, false_alarm_rate)
 
 
 def _show_names(named: NamedImages) -> None:

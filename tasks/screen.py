@@ -5,6 +5,7 @@ None of it is worth a run's life: what the server can't take is left out with a 
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 from prefect import get_client, get_run_logger
@@ -12,6 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
+from thaw.predict import Labelled
 from thaw.registry import Version
 
 _ARTIFACT_SECONDS = 5.0
@@ -55,6 +57,32 @@ def announce(champion: Version, reason: str) -> None:
             "test_log_loss": champion.log_loss,
             "test_images": champion.test_images,
             "reason": reason,
+        },
+    )
+
+
+def announce_drift(labelled: Labelled) -> None:
+    """Emit the event `thaw.drift.found`, with what moved and where the answers lie, for automations to act on."""
+    drift = labelled.drift
+    emit_event(
+        event="thaw.drift.found",
+        resource={
+            "prefect.resource.id": f"thaw.model.{labelled.checkpoint}",
+            "prefect.resource.name": labelled.model,
+        },
+        payload={
+            "model": labelled.model,
+            "file": labelled.file,
+            "drift_file": labelled.drift_file,
+            "images": labelled.images,
+            "tested_images": drift.tested_images,
+            "reference_images": drift.reference_images,
+            "smallest_p": drift.smallest_p,
+            "level": drift.level,
+            "false_alarm_rate": drift.false_alarm_rate,
+            "components_moved": [asdict(one) for one in drift.components if one.moved],
+            "classes": [asdict(one) for one in drift.classes],
+            "reason": drift.reason,
         },
     )
 

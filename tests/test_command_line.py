@@ -195,7 +195,7 @@ def test_predict_answers_for_each_image_and_reports_a_bad_one_in_its_row(
             (folder / Path(name).name).write_bytes(archive.read(name))
     (folder / "broken.jpg").write_bytes(b"<html>not found</html>")
     model, table = trained.json["model"], tmp_path / "out.csv"
-    ended = server.thaw("predict", model, folder, tmp_path / "missing.jpg", "--csv", table)
+    ended = server.thaw("predict", model, folder, tmp_path / "missing.jpg", "--file", table)
     assert ended.code == 0, ended.err
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -277,7 +277,9 @@ def test_recipes_lists_every_recipe(server: Server):
         (["train", "--dump", "{dump}", "--set", "head.epochs=[1"], "YAML"),
         (["train", "--dump", "{dump}", "--set", "recipe=5"], "no recipe '5'"),
         (["train", "--dump", "{dump}", "--recipe", "../recipes/demo"], "no recipe"),
-        (["predict", "{dump}", "{dump}", "--csv", "/nowhere/out.csv"], "no folder /nowhere"),
+        (["predict", "{dump}", "{dump}", "--file", "/nowhere/out.csv"], "no folder /nowhere"),
+        (["predict", "{dump}", "{dump}", "--file", "/out.json"], ".csv or .parquet"),
+        (["predict", "{dump}", "{dump}", "--false-alarm-rate", "1"], "between 0 and 1"),
         (["features", "--dump", "{dump}", "--recipe=demo", "--cut=block9_pool"], "no layer 'block9_pool'"),
         (["train", "--dump", "{dump}", "--layout", "flatt"], "'flat'"),
         (["train", "--dump", "/nowhere.zip", "--recipe", "demo"], "/nowhere.zip"),

@@ -231,7 +231,7 @@ def test_an_averaging_champion_is_judged_and_predicts_as_any_other(
     assert comparison["champion_accuracy"] == averaged.json["test_accuracy"]
     answered = store / "answers.csv"
     predicted = server.thaw(
-        "predict", averaged.json["model"], drawn_dump, "--csv", answered, "--store", store
+        "predict", averaged.json["model"], drawn_dump, "--file", answered, "--store", store
     )
     assert predicted.code == 0, predicted.err
     tested = json.loads((Path(averaged.json["model"]).parent / "evaluation.json").read_text())["predictions"]

@@ -74,7 +74,7 @@ def test_the_saved_model_reproduces_from_raw_jpegs_what_it_was_tested_with(
         for name in tested:
             (tmp_path / name).write_bytes(archive.read(f"train/{name}"))
     table = tmp_path / "answers.csv"
-    assert server.thaw("predict", fine_tuned.json["model"], tmp_path, "--csv", table).code == 0
+    assert server.thaw("predict", fine_tuned.json["model"], tmp_path, "--file", table).code == 0
     with table.open(newline="") as file:
         again = {Path(row["path"]).name: float(row["p_dog"]) for row in csv.DictReader(file)}
     differences = np.array([abs(again[name] - tested[name]) for name in tested])

@@ -1,6 +1,7 @@
 """A saved model: raw pixels in, class probabilities out, in one `.keras` file that plain Keras loads.
 
-The file also holds `thaw.json`, a `ModelFacts` that says what goes in and what the probabilities mean.
+The file also holds `thaw.json`, a `ModelFacts` that says what goes in and what the probabilities mean, and
+`population.npz`, what the images that it learned from look like to its frozen prefix, where it has one.
 """
 
 import zipfile
@@ -15,12 +16,14 @@ from thaw.backbone import build_backbone
 from thaw.config import BackboneConfig
 from thaw.cuts import split_model
 from thaw.device import prepare_keras
+from thaw.drift import Population
 from thaw.errors import BadModel
 from thaw.records import PIXELS, Backbone, Checkpoint, Record
 from thaw.store import Store
 from thaw.trainer import load_network, spread_classes
 
-FACTS_MEMBER = "thaw.json"
+FACTS_MEMBER, _POPULATION_MEMBER = "thaw.json", "population.npz"
+_PREFIX = "frozen_prefix"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: Backbon
     prefix = None
     if checkpoint.cut != PIXELS:
         prefix = split_model(build_backbone(backbone, size), None, checkpoint.cut)
+        prefix.name = _PREFIX
 
     def judge(images: Any) -> Any:
         return network(prefix(preprocess(images, backbone.preprocessing)) if prefix else images)
@@ -69,11 +73,35 @@ def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: Backbon
     return model
 
 
-def save_model(model: Any, path: Path, facts: ModelFacts) -> None:
-    """Save a model as `.keras`, with its facts inside."""
+def watch_prefix(model: Any) -> Any:
+    """The same model, which also gives what its frozen prefix makes of the pixels, averaged over the map.
+
+    Where the model averages over mirror images, that is of the images as they are.
+
+    Returns:
+        a Keras model from pixels to [the probabilities, float32 (n, channels)].
+
+    Raises:
+        BadModel: it has no frozen prefix that goes by its name.
+    """
+    keras = prepare_keras()
+    prefix = next((layer for layer in model.layers if layer.name == _PREFIX), None)
+    if prefix is None:
+        raise BadModel(f"the model has no part '{_PREFIX}'. Release it again by the command that trained it.")
+    # The first call is that of the images as they are.
+    features = prefix._inbound_nodes[0].output_tensors[0]
+    maps = tuple(range(1, len(features.shape) - 1))
+    pooled = keras.ops.mean(features, axis=maps) if maps else features
+    return keras.Model(model.inputs[0], [model.outputs[0], pooled])
+
+
+def save_model(model: Any, path: Path, facts: ModelFacts, population: Population | None = None) -> None:
+    """Save a model as `.keras`, with its facts inside, and the population that it learned from."""
     model.save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(FACTS_MEMBER, facts.to_json())
+        if population:
+            archive.writestr(_POPULATION_MEMBER, population.to_bytes())
 
 
 def load_model(path: Path) -> tuple[Any, ModelFacts]:
@@ -110,6 +138,27 @@ def _explain_stranger(path: Path, error: Exception) -> BadModel:
     return BadModel(f"{path} is not a model that Thaw saved ({error}).")
 
 
+def load_population(path: Path) -> Population | None:
+    """The population in a saved model's file, or None where it keeps none.
+
+    Raises:
+        BadModel: it can't be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _POPULATION_MEMBER not in archive.namelist():
+                return None
+            return Population.from_bytes(archive.read(_POPULATION_MEMBER))
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise BadModel(f"the population in {path} can't be read ({error}).") from None
+
+
 def predict_pixels(model: Any, pixels: np.ndarray) -> np.ndarray:
     """Class probabilities, float64 (n, classes), of uint8 images (n, size, size, channels)."""
     return spread_classes(np.asarray(model.predict_on_batch(pixels.astype(np.float32))))
+
+
+def predict_watched(model: Any, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `predict_pixels`, of a model of `watch_prefix`, and the pooled features float32 (n, channels)."""
+    probabilities, pooled = model.predict_on_batch(pixels.astype(np.float32))
+    return spread_classes(np.asarray(probabilities)), np.asarray(pooled)

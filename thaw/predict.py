@@ -1,9 +1,8 @@
-"""Class probabilities of image files, folders and archives, by a saved model."""
+"""Class probabilities of image files, folders and archives, by a saved model, and whether they drifted."""
 
-import csv
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,38 +13,44 @@ from typing import Any
 
 import numpy as np
 
+from thaw.answers import LabelledImage, check_suffix, replace_file, write_answers
 from thaw.archive import is_image_name, open_dump, printable
+from thaw.drift import FALSE_ALARM_RATE, Drift, judge_drift, project
 from thaw.errors import BadConfig, BadDump, BadImage
 from thaw.images import read_image
 from thaw.layout import natural_key
-from thaw.model import ModelFacts, load_model, predict_pixels
+from thaw.model import (
+    ModelFacts,
+    load_model,
+    load_population,
+    predict_pixels,
+    predict_watched,
+    watch_prefix,
+)
 from thaw.progress import track
 from thaw.records import Made, Record
 from thaw.registry import read_registry
+from thaw.report.drift import say_drift
 from thaw.store import Store
 
 _BATCH_IMAGES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledImage(Record):
-    """One image's answer: the likeliest class and every class's probability, or why there is none."""
-
-    path: str
-    label: str | None = None
-    probabilities: tuple[float, ...] | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Labelled(Record):
-    """What was labelled: by which model, into which file, and how many images each class was given."""
+    """What was labelled: by which model, into which file, how many images each class was given, and the drift.
+
+    `file` holds the answers, `drift_file` the `Drift` beside them.
+    """
 
     model: str
-    csv: str
+    checkpoint: str
+    file: str
     images: int
     unreadable: int
     counts: Mapping[str, int]
+    drift: Drift
+    drift_file: str
 
 
 def find_model(name: str, store: Store) -> Path:
@@ -59,76 +64,110 @@ def find_model(name: str, store: Store) -> Path:
     return store.folder("runs", read_registry(store).find(name).run, "model.keras")
 
 
-def label_images(sources: Sequence[Path], model: str, csv: Path | None, store: Store) -> Made[Labelled]:
-    """Label images, and write the rows to a CSV file, in one piece at the end.
+def label_images(
+    sources: Sequence[Path],
+    model: str,
+    file: Path | None,
+    store: Store,
+    false_alarm_rate: float = FALSE_ALARM_RATE,
+) -> Made[Labelled]:
+    """Label images, write the rows to a CSV or Parquet file, in one piece at the end, and the drift beside it.
 
     Args:
         model: as `find_model` takes it.
-        csv: relative to `predictions/` in the store, where a file of its own is made if none is named.
+        file: ends in .csv or .parquet; relative to `predictions/` in the store, where a CSV file of its own is
+            made if none is named.
+        false_alarm_rate: how often images like those that the model learned from may be said to have drifted.
 
     Raises:
         BadDump: there are no images that can be read, or an archive can't be opened.
         BadModel, NoSuchModel: there is no such model.
-        BadConfig: the file's folder can't be made.
+        BadConfig: the file is neither CSV nor Parquet, it or its folder can't be written, or the rate is no share.
     """
-    network, facts = load_model(find_model(model, store))
-    named = csv or f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}.csv"
-    written = store.folder("predictions", str(named))
-    try:
-        written.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadConfig(f"there is no writing to {written}: {error.strerror}. Give another file.") from None
-    rows = list(predict_images(network, facts, sources))
+    if file:
+        check_suffix(file)
+    if not 0 < false_alarm_rate < 1:
+        raise BadConfig(
+            f"a false-alarm rate lies between 0 and 1, such as 0.01. Received: {false_alarm_rate}."
+        )
+    path = find_model(model, store)
+    network, facts = load_model(path)
+    population = load_population(path)
+    written = _make_place(
+        file or Path(f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}.csv"), store
+    )
+    along: list[np.ndarray] = []
+
+    def keep(pooled: np.ndarray) -> None:
+        along.append(project(pooled, population.mean, population.basis))
+
+    rows = list(predict_images(network, facts, sources, keep if population else None))
     if not rows:
         raise BadDump(
             f"no images found in {', '.join(map(str, sources))}. Pass images, folders or zip archives."
         )
     if all(row.error for row in rows):
         raise BadDump(f"none of the {len(rows):,} images could be read; of {rows[0].path}: {rows[0].error}")
-    partial = written.with_name(f".{written.name}.partial")
-    write_csv(partial, facts.classes, rows)
-    partial.replace(written)
-    counts = Counter(row.label for row in rows if row.label)
+    given = Counter(row.label for row in rows if row.label)
+    counts = {label: given[label] for label in facts.classes}
+    drift = judge_drift(population, np.concatenate(along) if along else None, counts, false_alarm_rate)
+    drift_file = written.with_name(f"{written.name}.drift.json")
+    with replace_file(written) as table, replace_file(drift_file) as record:
+        write_answers(table, facts.classes, rows, written.suffix)
+        record.write_text(drift.to_json(), encoding="utf-8")
     labelled = Labelled(
         model=model,
-        csv=str(written),
+        checkpoint=facts.checkpoint,
+        file=str(written),
         images=len(rows),
         unreadable=sum(row.error is not None for row in rows),
-        counts={label: counts[label] for label in facts.classes},
+        counts=counts,
+        drift=drift,
+        drift_file=str(drift_file),
     )
-    return Made(value=labelled, reused=False, note=f"{len(rows)} images in {written}")
+    return Made(value=labelled, reused=False, note=f"{len(rows)} images in {written}; {say_drift(drift)}")
 
 
-def predict_images(model: Any, facts: ModelFacts, sources: Sequence[Path]) -> Iterator[LabelledImage]:
+def predict_images(
+    model: Any, facts: ModelFacts, sources: Sequence[Path], keep: Callable[[np.ndarray], None] | None = None
+) -> Iterator[LabelledImage]:
     """Label every image found in files, folders and zip archives, in their order.
 
     An image that can't be read gets a row with its error; the others are not held up.
 
+    Args:
+        keep: is given, batch by batch, what the model's frozen prefix makes of the images that could be read:
+            float32 (n, channels).
+
     Raises:
         BadDump: an archive can't be opened.
     """
+    model = watch_prefix(model) if keep else model
     with ExitStack() as opened, ThreadPoolExecutor() as pool:
         images = list(list_images(sources, opened))
         read = partial(_read_image, facts=facts)
         with track("predict", len(images), "images") as advance:
             for start in range(0, len(images), _BATCH_IMAGES):
                 batch = images[start : start + _BATCH_IMAGES]
-                yield from _label_batch(
-                    model, facts, [path for path, _ in batch], list(pool.map(read, batch))
-                )
+                paths = [path for path, _ in batch]
+                yield from _label_batch(model, facts, paths, list(pool.map(read, batch)), keep)
                 advance(len(batch))
 
 
-def write_csv(file: Path, classes: Sequence[str], rows: Iterable[LabelledImage]) -> None:
-    """Write rows as CSV: `path`, `label`, `p_<class>` for each class, `error`."""
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["path", "label", *(f"p_{name}" for name in classes), "error"])
-        for row in rows:
-            figures = (
-                [f"{value:.6f}" for value in row.probabilities] if row.probabilities else [""] * len(classes)
-            )
-            writer.writerow([row.path, row.label or "", *figures, row.error or ""])
+def _make_place(file: Path, store: Store) -> Path:
+    """The whole path of a file, whose folder is made.
+
+    Raises:
+        BadConfig: it can't be written there.
+    """
+    place = store.folder("predictions", str(file))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadConfig(f"there is no writing to {place}: {error.strerror}. Give another file.") from None
+    if place.is_dir():
+        raise BadConfig(f"there is no writing to {place}: it is a folder. Give another file.")
+    return place
 
 
 def list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -167,13 +206,21 @@ def _read_image(image: tuple[str, Callable[[], bytes]], facts: ModelFacts) -> np
 
 
 def _label_batch(
-    model: Any, facts: ModelFacts, paths: Sequence[str], images: Sequence[np.ndarray | str]
+    model: Any,
+    facts: ModelFacts,
+    paths: Sequence[str],
+    images: Sequence[np.ndarray | str],
+    keep: Callable[[np.ndarray], None] | None,
 ) -> Iterator[LabelledImage]:
     blank = np.zeros(facts.shape, dtype=np.uint8)
     pixels = [blank if isinstance(image, str) else image for image in images]
     # One batch shape means that Keras compiles the model once.
     pixels += [blank] * (_BATCH_IMAGES - len(pixels))
-    probabilities = predict_pixels(model, np.stack(pixels))
+    if keep:
+        probabilities, pooled = predict_watched(model, np.stack(pixels))
+        keep(pooled[[number for number, image in enumerate(images) if not isinstance(image, str)]])
+    else:
+        probabilities = predict_pixels(model, np.stack(pixels))
     for path, image, row in zip(paths, images, probabilities.tolist(), strict=False):
         if isinstance(image, str):
             yield LabelledImage(path=path, error=image)

@@ -10,6 +10,7 @@ import numpy as np
 
 from thaw.archive import open_dump
 from thaw.card import render_card
+from thaw.drift import summarize_population
 from thaw.errors import ParityFailed
 from thaw.extract import read_pixels
 from thaw.model import ModelFacts, assemble_model, predict_pixels, save_model
@@ -100,7 +101,7 @@ def _release_model(run: RunSummary, path: Path, store: Store) -> float:
         split=checkpoint.split,
         gate_overridden=run.is_overridden,
     )
-    save_model(model, path, facts)
+    save_model(model, path, facts, summarize_population(checkpoint, store))
     return parity
 
 

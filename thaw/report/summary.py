@@ -15,8 +15,8 @@ from thaw.report.wording import say_duration, say_interval, say_percent
 
 if TYPE_CHECKING:
     from thaw.duplicates import Duplicates
-    from thaw.properties import PropertyCheck
     from thaw.gradcam import HeatMaps
+    from thaw.properties import PropertyCheck
     from thaw.search import HeadSearch
 
 
