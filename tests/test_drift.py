@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps
 
+from tests.drift_samples import draw_images, save_head, save_model_of
 from tests.prepared import Prepared, head_of
 from thaw import drift as drifts
 from thaw.answers import read_answers
 from thaw.architectures import preprocess
-from thaw.drawings import draw_animal
 from thaw.drift import (
     Drift,
     Population,
@@ -28,17 +27,14 @@ from thaw.ensemble import join_members
 from thaw.errors import BadConfig, BadDump, BadModel
 from thaw.features import cache_mirrored
 from thaw.model import (
-    ModelFacts,
-    assemble_model,
     load_model,
     load_population,
     predict_pixels,
     predict_watched,
-    save_model,
     watch_prefix,
 )
 from thaw.predict import Labelled, label_images
-from thaw.records import PIXELS, Checkpoint
+from thaw.records import PIXELS
 from thaw.report.drift import list_moves, render_drift, say_drift
 from thaw.rows import Rows
 
@@ -67,44 +63,6 @@ def model(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save_head(prepared, path, with_population=True)
     return path
-
-
-def make_facts(prepared: Prepared, checkpoint: Checkpoint) -> ModelFacts:
-    return ModelFacts(
-        classes=prepared.split.classes,
-        image_size_pixels=64,
-        resize_filter=prepared.config.backbone.resize_filter,
-        backbone="vgg16-mini",
-        stage=checkpoint.stage,
-        checkpoint=checkpoint.address,
-        split=checkpoint.split,
-        gate_overridden=False,
-    )
-
-
-def save_head(prepared: Prepared, path: Path, with_population: bool) -> None:
-    head = head_of(prepared).value
-    network = assemble_model(head, prepared.backbone, prepared.config.backbone, prepared.store)
-    facts = make_facts(prepared, head)
-    kept = summarize_population(head, prepared.store) if with_population else None
-    save_model(network, path, facts, kept)
-
-
-def draw_images(
-    folder: Path, cats: int, dogs: int, change: Callable[[Image.Image], Image.Image] | None = None
-) -> Path:
-    """Drawings that no model has seen, changed where that is asked for."""
-    folder.mkdir()
-    for label, count in (("cat", cats), ("dog", dogs)):
-        for number in range(count):
-            data = draw_animal(label, number, seed=7)
-            if change:
-                with Image.open(io.BytesIO(data)) as opened:
-                    changed = io.BytesIO()
-                    change(opened).save(changed, "PNG")
-                    data = changed.getvalue()
-            (folder / f"{label}.{number}.{'png' if change else 'jpg'}").write_bytes(data)
-    return folder
 
 
 def label(model: Path, images: Path, prepared: Prepared, **options) -> Labelled:
@@ -255,10 +213,9 @@ def test_a_saved_model_gives_probabilities_and_the_cached_features_in_one_pass(
         given = (prepared.split, prepared.config.dump, prepared.backbone, settings, "block5_pool")
         turned = cache_mirrored(*given, prepared.store).value
         head = join_members([head], prepared.bottlenecks, turned, prepared.store).value
-    network = assemble_model(head, prepared.backbone, settings, prepared.store)
-    facts = make_facts(prepared, head)
-    save_model(network, tmp_path / "model.keras", facts, summarize_population(head, prepared.store))
-    loaded, _ = load_model(tmp_path / "model.keras")
+    place = tmp_path / "model.keras"
+    save_model_of(head, prepared.backbone, settings, prepared.split.classes, prepared.store, place)
+    loaded, _ = load_model(place)
     rows = Rows(prepared.bottlenecks.test, prepared.store)
     with zipfile.ZipFile(prepared.config.dump.path) as archive:
         size = settings.image_size_pixels
