@@ -44,6 +44,7 @@ CHAMPION = evaluation(range(60))
 BETTER = evaluation(range(50, 60), seed=1)
 WORSE = evaluation(range(120), seed=2)
 EQUAL = evaluation(range(5, 65), seed=3)
+FAULTLESS = evaluation(range(0), seed=4)
 
 
 def test_a_comparison_holds_the_figures_of_both_evaluations():
@@ -79,6 +80,30 @@ def test_mcnemars_p_is_that_of_a_fair_coin_thrown_once_per_image_they_disagree_o
     lost, won = comparison.champion_right_only, comparison.challenger_right_only
     tail = sum(math.comb(lost + won, count) for count in range(min(lost, won) + 1)) / 2 ** (lost + won)
     assert comparison.mcnemar_p == pytest.approx(min(1.0, 2 * tail))
+
+
+@pytest.mark.parametrize(
+    ("challenger", "points", "accepted"), [(WORSE, -3.0, False), (EQUAL, 0.0, False), (FAULTLESS, 3.0, True)]
+)
+def test_mcnemars_exact_p_is_that_of_statsmodels(challenger: Evaluation, points: float, accepted: bool):
+    tables = pytest.importorskip(
+        "statsmodels.stats.contingency_tables", reason="statsmodels is not installed"
+    )
+    comparison = compare(CHAMPION, challenger)
+    right = [
+        np.array(
+            [max(row.probabilities) == row.probabilities[CLASSES.index(row.label)] for row in one.predictions]
+        )
+        for one in (CHAMPION, challenger)
+    ]
+    table = [
+        [np.sum((right[0] == ours) & (right[1] == theirs)) for theirs in (True, False)]
+        for ours in (True, False)
+    ]
+    assert comparison.mcnemar_p == pytest.approx(tables.mcnemar(table, exact=True).pvalue)
+    assert 100 * comparison.accuracy_difference == pytest.approx(points)
+    assert judge(comparison, PromotionConfig(better_by="accuracy"))[0] == accepted
+    assert judge(comparison, RULE)[0] == accepted
 
 
 @pytest.mark.parametrize("challenger", [BETTER, WORSE, EQUAL])
