@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.harness import Place, run_benchmarks, run_rounds, serve_prefect, start_worker, time_command
 from benchmarks.results import Entry, Goal
 from benchmarks.stages import open_images
+from thaw.calibrate import calibrate
 from thaw.convergence import judge_convergence
 from thaw.drawings import draw_dump
 from thaw.ensemble import Member
@@ -49,7 +50,8 @@ class Stages:
         head_evaluation = evaluate(head, bottlenecks.test, place).value
         shallow = cache_features(*given, tuning.cut, place, tuning.views, config.augmentation).value
         tuned = fine_tune(head, shallow, images.backbone, config.backbone, tuning, place).value
-        evaluation = evaluate(tuned, shallow.test, place).value
+        calibration = calibrate(tuned, shallow.validation, place).value
+        evaluation = evaluate(tuned, shallow.test, place, temperature=calibration.temperature).value
         found = judge_convergence(tuned.history, config.gate, tuning)
         phases = {"phases": (tuned,), "phase_verdicts": (found,)}
         run = RunSummary(
@@ -62,6 +64,7 @@ class Stages:
             precision=config.backbone.precision,
             head_evaluation=head_evaluation,
             evaluation=evaluation,
+            calibration=calibration,
         )
         return {"test accuracy": release_run(run, place).value.metrics.accuracy}
 

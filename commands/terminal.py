@@ -32,6 +32,10 @@ def flatten_outcome(outcome: Outcome) -> dict[str, Any]:
         "test_accuracy_interval": metrics and metrics.accuracy_interval,
         "test_log_loss": metrics and metrics.log_loss,
         "test_auc": metrics and metrics.auc,
+        "test_average_precision": metrics and metrics.average_precision,
+        "test_brier": metrics and metrics.brier,
+        "test_calibration_error": metrics and metrics.calibration_error,
+        "temperature": outcome.temperature,
         "test_images": metrics and metrics.images,
         "head_test_accuracy": head and head.accuracy,
         "head_test_log_loss": head and head.log_loss,
@@ -58,6 +62,8 @@ def print_outcome(outcome: Outcome) -> None:
             low, high = metrics.accuracy_interval
             rows.append((f"test accuracy, {name}", f"{metrics.accuracy:.4f} ({low:.4f} to {high:.4f})"))
             rows.append((f"test log loss, {name}", f"{metrics.log_loss:.4f} nats"))
+    if outcome.temperature != 1:
+        rows.append(("temperature", f"{outcome.temperature:g}, in the model"))
     cached = sum(stage.cached for stage in outcome.stages)
     seconds = sum(stage.seconds for stage in outcome.stages)
     rows.append(("time", f"{seconds:.0f} s, {cached} of {len(outcome.stages)} stages cached"))

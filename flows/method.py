@@ -15,7 +15,8 @@ from tasks import dataset, features, release, training
 from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw import archive
-from thaw.config import BackboneConfig, DumpConfig, TrainConfig
+from thaw.config import DumpConfig, TrainConfig
+from thaw.contest import Contender
 from thaw.duplicates import Duplicates
 from thaw.ensemble import choose_members
 from thaw.errors import BadConfig
@@ -132,8 +133,10 @@ def train_model(
     )
     passed = choose_members(heads, bool(config.fine_tune))
     if passed:
-        shown = release.evaluate(passed[0].head, bottlenecks.test, store)
-        run = dataclasses.replace(run, head_evaluation=shown)
+        if config.fine_tune:
+            # That takes a while, and what the head behind it gives is worth knowing meanwhile.
+            shown = release.evaluate(passed[0].head, bottlenecks.test, store)
+            run = dataclasses.replace(run, head_evaluation=shown)
         trained, shallow = thaw_in_phases(config, heads, bottlenecks, split, source, store)
         members = choose_members(trained, bool(config.fine_tune))
         left_out = tuple(member for member in trained if member not in members)
@@ -144,19 +147,17 @@ def train_model(
 
 
 def score_model(
-    checkpoint: Checkpoint,
-    settings: BackboneConfig,
-    backbone: Backbone,
-    split: Split,
-    dump: DumpConfig,
-    store: Store,
+    model: Contender, backbone: Backbone, split: Split, dump: DumpConfig, store: Store
 ) -> Evaluation:
-    """What a model makes of the test images of a split, which may be another's than its own."""
-    images = (split, dump, backbone, settings, checkpoint.cut, store)
+    """What a model, with the temperature it was released with, makes of the test images of a split.
+
+    The split may be another than its own.
+    """
+    checkpoint = model.model
+    images = (split, dump, backbone, model.config.backbone, checkpoint.cut, store)
     test = features.cache_test_rows(*images).test
-    if not checkpoint.mirrored:
-        return release.evaluate(checkpoint, test, store)
-    return release.evaluate(checkpoint, test, store, features.cache_mirrored(*images, ("test",)).test)
+    mirrored = features.cache_mirrored(*images, ("test",)).test if checkpoint.mirrored else None
+    return release.evaluate(checkpoint, test, store, mirrored, model.version.temperature)
 
 
 def close_gate(outcome: Outcome) -> State:
@@ -169,24 +170,29 @@ def close_gate(outcome: Outcome) -> State:
 
 
 def _test_model(run: RunSummary, bottlenecks: Features, shallow: Features, store: Store) -> RunSummary:
-    """The run with its model, averaged where that is asked for, and with what test rows say of it.
+    """The run with its model, averaged and calibrated where that is asked for, and with what test rows say of it.
 
     Args:
         shallow: features at the cut of the members' last phase.
     """
-    config, first, test = run.config, run.members[0], shallow.test
-    if run.head_evaluation.checkpoint != first.head.address:
-        shown = release.evaluate(first.head, bottlenecks.test, store)
-        run = dataclasses.replace(run, head_evaluation=shown)
-    mirrored = None
+    config, head, mirrored = run.config, run.head, None
     if config.ensemble.mirrored:
         mirrored = cache_mirrored(config, run.backbone, run.split, shallow.cut, store)
     if mirrored or len(run.members) > 1:
         networks = [member.model for member in run.members]
-        joined = training.join_members(networks, shallow, mirrored, store)
-        tested = release.evaluate(joined, test, store, mirrored.test if mirrored else None)
-        run = dataclasses.replace(run, ensemble=joined, evaluation=tested)
-    elif first.phases:
-        run = dataclasses.replace(run, evaluation=release.evaluate(first.model, test, store))
-    heat = release.map_heat(run.tested, run.model, test, store, mirrored.test if mirrored else None)
-    return dataclasses.replace(run, heat=heat)
+        run = dataclasses.replace(run, ensemble=training.join_members(networks, shallow, mirrored, store))
+    if run.model is not head and (
+        run.head_evaluation is None or run.head_evaluation.checkpoint != head.address
+    ):
+        shown = release.evaluate(head, bottlenecks.test, store)
+        run = dataclasses.replace(run, head_evaluation=shown)
+    temperature = 1.0
+    if config.calibration.temperature == "fitted":
+        rows = (shallow.validation, store, mirrored.validation if mirrored else None)
+        run = dataclasses.replace(run, calibration=training.calibrate(run.model, *rows))
+        temperature = run.calibration.temperature
+    rows = (shallow.test, store, mirrored.test if mirrored else None)
+    tested = release.evaluate(run.model, *rows, temperature)
+    part = "head_evaluation" if run.model is head else "evaluation"
+    heat = release.map_heat(tested, run.model, *rows)
+    return dataclasses.replace(run, heat=heat, **{part: tested})

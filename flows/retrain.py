@@ -114,8 +114,8 @@ def _train(
         known, now = (", ".join(one.classes) for one in (champion.split, split))
         return hold(f"held: the champion knows the classes {known}, the dump has {now}", rule, **numbers)
     evaluations = (
-        score_model(champion.model, champion.config.backbone, theirs, split, config.dump, store),
-        score_model(challenger.model, config.backbone, backbone, split, config.dump, store),
+        score_model(champion, theirs, split, config.dump, store),
+        score_model(challenger, backbone, split, config.dump, store),
     )
     return decide(release.compare_models(*evaluations), rule, **numbers)
 

@@ -13,21 +13,27 @@ from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
 from thaw.registry import Registry, Version
 from thaw.report import RunSummary
 from thaw.report.contest import list_comparison
+from thaw.report.evaluation import list_metrics
 from thaw.report.summary import say_stage
 from thaw.store import Store
 
 
 def _show_metrics(made: Evaluation) -> None:
-    figures = {name: str(value) for name, value in vars(made.metrics).items()}
+    columns, figures = list_metrics(made)
+    rows = [dict(zip(("", *columns), row, strict=True)) for row in figures]
     title = f"{say_stage(made)}, on {made.metrics.images:,} test images"
-    show(create_table_artifact, [figures], key=f"metrics-{made.stage.replace('_', '-')}", description=title)
+    show(create_table_artifact, rows, key=f"metrics-{made.stage.replace('_', '-')}", description=title)
 
 
 @stage("evaluate {checkpoint.stage}", wants_gpu=True, retries=1, present=_show_metrics)
 def evaluate(
-    checkpoint: Checkpoint, test: FeatureSet, store: Store, mirrored: FeatureSet | None = None
+    checkpoint: Checkpoint,
+    test: FeatureSet,
+    store: Store,
+    mirrored: FeatureSet | None = None,
+    temperature: float = 1.0,
 ) -> Made[Evaluation]:
-    return evaluation.evaluate(checkpoint, test, store, mirrored)
+    return evaluation.evaluate(checkpoint, test, store, mirrored, temperature)
 
 
 # A few images take a fraction of a second: a GPU worker would take longer to start.

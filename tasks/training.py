@@ -1,4 +1,4 @@
-"""Tasks that train: the head, the gate's verdict on it, and the thawed suffix."""
+"""Tasks that train: the head, the gate's verdict on it, the thawed suffix, and the temperature of what came of it."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,11 @@ from prefect.artifacts import create_table_artifact
 
 from tasks.screen import show
 from tasks.stage import stage
+from thaw import calibrate as calibration
 from thaw import convergence, ensemble, fine_tune, head
+from thaw.calibrate import Calibration
 from thaw.config import BackboneConfig, GateConfig, HeadConfig, PhaseConfig, TrainingConfig
-from thaw.records import Backbone, Checkpoint, Features, Made, Verdict
+from thaw.records import Backbone, Checkpoint, Features, FeatureSet, Made, Verdict
 from thaw.rows import ViewSource
 from thaw.store import Store
 
@@ -69,3 +71,10 @@ def join_members(
     members: Sequence[Checkpoint], features: Features, mirrored: Features | None, store: Store
 ) -> Made[Checkpoint]:
     return ensemble.join_members(members, features, mirrored, store)
+
+
+@stage("calibrate {checkpoint.stage}", wants_gpu=True, retries=1)
+def calibrate(
+    checkpoint: Checkpoint, validation: FeatureSet, store: Store, mirrored: FeatureSet | None = None
+) -> Made[Calibration]:
+    return calibration.calibrate(checkpoint, validation, store, mirrored)

@@ -22,10 +22,12 @@ from thaw.records import (
     StageTime,
     Verdict,
 )
+from thaw.reliability import measure_reliability
 from thaw.report import RunSummary
 from thaw.report.confusion import plot_confusion
 from thaw.report.curves import plot_curves
 from thaw.report.photographs import MOST_IMAGES, plot_mistakes, plot_views
+from thaw.report.reliability import plot_reliability
 from thaw.report.summary import list_mistakes
 
 CLASSES = ("cat", "dog")
@@ -84,6 +86,8 @@ def make_evaluation(stage, wrong, split="5b11d16e5b11d16e", classes=CLASSES, ima
             Prediction(path=f"test/{number}.jpg", label=classes[label], probabilities=tuple(spread))
         )
     accuracy = 1 - wrong / images
+    labels = [classes.index(row.label) for row in predictions]
+    probabilities = np.array([row.probabilities for row in predictions])
     return Evaluation(
         checkpoint="c0ffee",
         stage=stage,
@@ -97,7 +101,12 @@ def make_evaluation(stage, wrong, split="5b11d16e5b11d16e", classes=CLASSES, ima
             log_loss=0.0712,
             auc=0.9971,
             confusion=tuple(tuple(row) for row in confusion.tolist()),
+            average_precision=0.9968,
+            brier=0.0213,
+            calibration_error=0.0207,
+            log_loss_unclipped=0.0712,
         ),
+        reliability=measure_reliability(np.array(labels), probabilities),
     )
 
 
@@ -156,6 +165,7 @@ def make_pictures(classes):
     return {
         "curves": plot_curves(make_history(), [("block4_pool", make_history(8, floor=0.05))], PLATEAUED, 5),
         "confusion": plot_confusion(made.metrics, classes),
+        "reliability": plot_reliability(made.reliability),
         "mistakes": plot_mistakes(list_mistakes(made), make_photographs(MOST_IMAGES)),
         "views": plot_views(make_photographs(8)),
     }

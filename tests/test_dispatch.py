@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 GPU_STAGES = [
     "1 views at block4_pool",
+    "calibrate fine_tuned",
     "evaluate fine_tuned",
     "evaluate head",
     "features at block5_pool",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -81,6 +81,13 @@ def test_a_store_without_models_has_an_empty_registry_and_stays_untouched(store:
     assert read_registry(store) == Registry()
     assert read_registry(store).champion is None
     assert not store.root.exists()
+
+
+def test_a_version_keeps_the_temperature_of_its_model_and_one_without_has_none(store: Store):
+    scaled = register_run(store, replace(outcome("a"), temperature=2.5), SETTINGS)
+    assert read_registry(store).find(scaled.number).temperature == 2.5
+    older = {name: value for name, value in asdict(scaled).items() if name != "temperature"}
+    assert Version.from_json(json.dumps(older)).temperature == 1
 
 
 def test_versions_are_numbered_from_one_and_keep_what_their_run_came_to(store: Store):

@@ -240,6 +240,7 @@ def test_markdown_shows_every_picture_and_what_is_too_large_as_jpeg_of_the_same_
     assert {name: kind for name, (kind, _) in pictures.items()} == {
         "curves": "PNG",
         "confusion": "PNG",
+        "reliability": "PNG",
         "mistakes": "JPEG",
         "views": "JPEG",
     }
@@ -252,7 +253,7 @@ def test_markdown_shows_every_picture_and_what_is_too_large_as_jpeg_of_the_same_
 def test_markdown_says_where_a_picture_is_that_would_make_it_too_long(run):
     markdown = render_markdown(replace(run, pictures={**run.pictures, "confusion": make_noise(1200)}))
     assert len(markdown.encode()) < 300_000
-    assert set(read_pictures(markdown)) == {"curves", "mistakes", "views"}
+    assert set(read_pictures(markdown)) == {"curves", "reliability", "mistakes", "views"}
     assert "(The picture confusion: see report.html.)" in markdown
 
 

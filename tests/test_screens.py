@@ -111,8 +111,8 @@ def test_the_report_shows_its_pictures_whole(screen: Screen, runs: dict[str, str
     report = next(artifact for artifact in artifacts if artifact["key"] == "report")
     screen.open(f"artifacts/artifact/{report['id']}", sees="The backbone thaws behind")
     pictures = screen.pictures()
-    # The gate, curves, confusion, mistakes, heat of two classes, and augmented views.
-    assert len(pictures) == 7
+    # The gate, curves, reliability, confusion, mistakes, heat of two classes, and augmented views.
+    assert len(pictures) == 8
     assert all(natural > 200 and shown > 200 for natural, shown in pictures)
     assert not screen.overflows
     assert len(report["data"].encode()) < 300_000

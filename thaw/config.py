@@ -14,6 +14,7 @@ from thaw.networks import find_smallest_side
 from thaw.recipe import list_recipes, overlay, read_recipe
 from thaw.section import RecipeSection, Section, build_section
 from thaw.training_config import (
+    CalibrationConfig,
     EnsembleConfig,
     GateConfig,
     HeadConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "WEIGHTS",
     "AugmentationConfig",
     "BackboneConfig",
+    "CalibrationConfig",
     "DumpConfig",
     "DuplicatesConfig",
     "EnsembleConfig",
@@ -225,6 +227,7 @@ class TrainConfig(Section):
         "less than the one before it, and begins when the gate finds that one converged.",
     )
     ensemble: EnsembleConfig = Field(None, description="What to change of the recipe's ensemble.")
+    calibration: CalibrationConfig = Field(None, description="What to change of the recipe's calibration.")
 
     @model_validator(mode="before")
     @classmethod

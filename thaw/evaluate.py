@@ -1,6 +1,8 @@
 """Score a checkpoint on test rows that it has not learned from, once, image by image."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,18 @@ import numpy as np
 from thaw.claims import claim
 from thaw.errors import UnlikeSplits
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Metrics, Prediction, Split, digest_of
+from thaw.reliability import apply_temperature, measure_losses, measure_reliability
 from thaw.rows import Rows
 from thaw.store import Store
 from thaw.trainer import load_network, predict_rows
 
 
 def evaluate(
-    checkpoint: Checkpoint, test: FeatureSet, store: Store, mirrored: FeatureSet | None = None
+    checkpoint: Checkpoint,
+    test: FeatureSet,
+    store: Store,
+    mirrored: FeatureSet | None = None,
+    temperature: float = 1.0,
 ) -> Made[Evaluation]:
     """Predict every test row from its cached features, and measure.
 
@@ -22,6 +29,7 @@ def evaluate(
 
     Args:
         mirrored: the mirror images of the test rows, for a checkpoint that averages over those as well.
+        temperature: divides the logits of the averaged probabilities; 1 leaves them as they are.
 
     Raises:
         UnlikeSplits: the checkpoint was trained or validated on some of the rows.
@@ -29,21 +37,30 @@ def evaluate(
     """
     if checkpoint.split != test.split:
         _check_unseen(checkpoint, test, store)
-    if checkpoint.mirrored != (mirrored is not None):
-        raise ValueError(
-            f"checkpoint {checkpoint.address} has mirrored={checkpoint.mirrored}. Received: mirrored={mirrored}"
-        )
-    sides = (test, *([mirrored] if mirrored else []))
-    address = digest_of("evaluation", checkpoint.address, *sides)
+    sides = list_sides(checkpoint, test, mirrored)
+    scaled = [] if temperature == 1 else [temperature]
+    address = digest_of("evaluation", checkpoint.address, *sides, *scaled)
     found = store.read("evaluations", address, Evaluation)
     if found is None:
         with claim(store, "evaluations", address):
             found = store.read("evaluations", address, Evaluation)
             if found is None:
-                evaluation = _score(checkpoint, sides, store)
+                evaluation = _score(checkpoint, sides, temperature, store)
                 store.publish("evaluations", address, evaluation)
                 return Made(value=evaluation, reused=False, note=_note(evaluation))
+    found = _complete(found)
     return Made(value=found, reused=True, note=_note(found))
+
+
+def list_sides(
+    checkpoint: Checkpoint, rows: FeatureSet, mirrored: FeatureSet | None
+) -> tuple[FeatureSet, ...]:
+    """The handles whose predictions a checkpoint's are the mean of."""
+    if checkpoint.mirrored != (mirrored is not None):
+        raise ValueError(
+            f"checkpoint {checkpoint.address} has mirrored={checkpoint.mirrored}. Received: mirrored={mirrored}"
+        )
+    return (rows, *([mirrored] if mirrored else []))
 
 
 def _check_unseen(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> None:
@@ -61,10 +78,14 @@ def _check_unseen(checkpoint: Checkpoint, test: FeatureSet, store: Store) -> Non
         )
 
 
-def _score(checkpoint: Checkpoint, sides: Sequence[FeatureSet], store: Store) -> Evaluation:
+def _score(
+    checkpoint: Checkpoint, sides: Sequence[FeatureSet], temperature: float, store: Store
+) -> Evaluation:
     classes = store.read("splits", sides[0].split, Split).classes
     rows = Rows(sides[0], store)
-    probabilities = predict_sides(load_network(store, checkpoint.address), sides, store)
+    plain = probabilities = predict_sides(load_network(store, checkpoint.address), sides, store)
+    if temperature != 1:
+        probabilities = apply_temperature(plain, temperature)
     predictions = tuple(
         Prediction(path=image.path, label=image.label, probabilities=tuple(row))
         for image, row in zip(rows.images, probabilities.tolist(), strict=True)
@@ -76,6 +97,24 @@ def _score(checkpoint: Checkpoint, sides: Sequence[FeatureSet], store: Store) ->
         classes=classes,
         metrics=measure(rows.labels, probabilities),
         predictions=predictions,
+        temperature=temperature,
+        reliability=measure_reliability(rows.labels, probabilities),
+        uncalibrated=measure(rows.labels, plain) if temperature != 1 else None,
+        uncalibrated_reliability=measure_reliability(rows.labels, plain) if temperature != 1 else None,
+    )
+
+
+def _complete(found: Evaluation) -> Evaluation:
+    """An evaluation of an older version, with what is measured by now."""
+    if found.reliability:
+        return found
+    index = {label: number for number, label in enumerate(found.classes)}
+    labels = np.array([index[row.label] for row in found.predictions])
+    probabilities = np.array([row.probabilities for row in found.predictions])
+    return replace(
+        found,
+        metrics=measure(labels, probabilities),
+        reliability=measure_reliability(labels, probabilities),
     )
 
 
@@ -85,7 +124,8 @@ def predict_sides(network: Any, sides: Sequence[FeatureSet], store: Store) -> np
 
 
 def _note(evaluation: Evaluation) -> str:
-    return f"accuracy {evaluation.metrics.accuracy:.4f}"
+    scaled = "" if evaluation.temperature == 1 else f" at temperature {evaluation.temperature:g}"
+    return f"accuracy {evaluation.metrics.accuracy:.4f}{scaled}"
 
 
 def measure(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
@@ -96,16 +136,24 @@ def measure(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
         probabilities: floats (n, classes), rows summing to 1.
     """
     from scipy.stats import binomtest
-    from sklearn.metrics import confusion_matrix, log_loss, roc_auc_score
+    from sklearn.metrics import (
+        average_precision_score,
+        brier_score_loss,
+        confusion_matrix,
+        log_loss,
+        roc_auc_score,
+    )
 
     classes = probabilities.shape[1]
     called = probabilities.argmax(axis=1)
     right = int((called == labels).sum())
     interval = binomtest(right, len(labels)).proportion_ci(0.95, method="wilson")
-    auc = None
+    auc = average_precision = None
     if len(np.unique(labels)) == classes:
         scores = probabilities[:, 1] if classes == 2 else probabilities
         auc = float(roc_auc_score(labels, scores, multi_class="ovr"))
+        average_precision = float(average_precision_score(labels, scores, average="macro"))
+    unclipped = float(measure_losses(labels, probabilities).mean())
     confusion = confusion_matrix(labels, called, labels=range(classes))
     return Metrics(
         images=len(labels),
@@ -114,4 +162,10 @@ def measure(labels: np.ndarray, probabilities: np.ndarray) -> Metrics:
         log_loss=float(log_loss(labels, probabilities, labels=range(classes))),
         auc=auc,
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+        average_precision=average_precision,
+        brier=float(
+            brier_score_loss(labels, probabilities, labels=range(classes), scale_by_half=classes == 2)
+        ),
+        calibration_error=measure_reliability(labels, probabilities).error,
+        log_loss_unclipped=unclipped if math.isfinite(unclipped) else None,
     )

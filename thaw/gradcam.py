@@ -72,7 +72,7 @@ def map_heat(
         NotPublished: they were not mapped yet, and the store is only looked at.
     """
     sides = (test, *([mirrored] if mirrored else []))
-    address = digest_of("heat", checkpoint.address, *sides)
+    address = digest_of("heat", checkpoint.address, evaluation.temperature, *sides)
     found = store.read("heat", address, HeatMaps)
     if found is None:
         with claim(store, "heat", address):

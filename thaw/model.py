@@ -19,6 +19,7 @@ from thaw.device import prepare_keras
 from thaw.drift import Population
 from thaw.errors import BadModel
 from thaw.records import PIXELS, Backbone, Checkpoint, Record
+from thaw.reliability import scale_outputs
 from thaw.store import Store
 from thaw.trainer import load_network, spread_classes
 
@@ -28,7 +29,10 @@ _PREFIX = "frozen_prefix"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(Record):
-    """What a saved model takes and gives: images of a square size, and one probability per class."""
+    """What a saved model takes and gives: images of a square size, and one probability per class.
+
+    `temperature` is what the logits are divided by inside it.
+    """
 
     classes: tuple[str, ...]
     image_size_pixels: int
@@ -40,6 +44,7 @@ class ModelFacts(Record):
     gate_overridden: bool
     resize_fit: str = "squash"
     colour: str = "rgb"
+    temperature: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,8 +52,14 @@ class ModelFacts(Record):
         return (self.image_size_pixels, self.image_size_pixels, 1 if self.colour == "grey" else 3)
 
 
-def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: BackboneConfig, store: Store) -> Any:
-    """Preprocessing, frozen prefix and trained network as one float32 model.
+def assemble_model(
+    checkpoint: Checkpoint,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    store: Store,
+    temperature: float = 1.0,
+) -> Any:
+    """Preprocessing, frozen prefix, trained network and temperature as one float32 model.
 
     It takes pixels, float32 or uint8 of 0 to 255, (n, size, size, channels), and gives (n, 1), the
     probability of the second class, or (n, classes).
@@ -68,6 +79,8 @@ def assemble_model(checkpoint: Checkpoint, backbone: Backbone, settings: Backbon
     outputs = judge(pixels)
     if checkpoint.mirrored:
         outputs = keras.layers.Average()([outputs, judge(keras.ops.flip(pixels, axis=2))])
+    if temperature != 1:
+        outputs = scale_outputs(outputs, temperature)
     model = keras.Model(pixels, outputs, name="thaw")
     model.trainable = False
     return model

@@ -319,8 +319,16 @@ class Prediction(Record):
 class Metrics(Record):
     """Figures over a set of predictions. `log_loss` is in nats; the interval is Wilson's, at 95 %.
 
-    `confusion[i][j]` counts images of class i that were called class j. `auc` is None where the rows
-    hold one class only.
+    `confusion[i][j]` counts images of class i that were called class j. `auc` and `average_precision` are None
+    where a class has no rows: of two classes both take the second for what is looked for, of more they are means
+    over the classes, each against the rest.
+
+    `log_loss` takes a probability of 0 for 2.2e-16, as scikit-learn does, which is 36 nats;
+    `log_loss_unclipped` takes it as it is, and is None where that makes it infinite, since JSON has no infinity.
+    `brier` is the mean squared distance of the probabilities from certainty of the true class, summed over the
+    classes and so from 0 to 2; of two classes it is half of that, the squared error of the second one's
+    probability, from 0 to 1. `calibration_error` is that of `Reliability`. All four are None in records of
+    versions that did not measure them.
     """
 
     images: int
@@ -329,11 +337,43 @@ class Metrics(Record):
     log_loss: float
     auc: float | None
     confusion: tuple[tuple[int, ...], ...]
+    average_precision: float | None = None
+    brier: float | None = None
+    calibration_error: float | None = None
+    log_loss_unclipped: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin(Record):
+    """Images whose class was called with a probability from `low` to `high`: their mean probability, and the
+    share of them that was called right."""
+
+    low: float
+    high: float
+    images: int
+    probability: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability(Record):
+    """Probabilities of the called class beside the share that was right, in bins of equal width that hold images.
+
+    `error` is the expected calibration error: the mean difference between the two, weighted by images.
+    """
+
+    bins: tuple[Bin, ...]
+    error: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
-    """What a checkpoint makes of the test rows of a split, image by image."""
+    """What a checkpoint makes of the test rows of a split, image by image.
+
+    `temperature` was applied to its probabilities, 1 being none. Where it is another, `uncalibrated` and
+    `uncalibrated_reliability` are of the probabilities before. Of what older versions evaluated, `reliability`
+    is None.
+    """
 
     checkpoint: str
     stage: str
@@ -341,6 +381,10 @@ class Evaluation(Record):
     classes: tuple[str, ...]
     metrics: Metrics
     predictions: tuple[Prediction, ...]
+    temperature: float = 1.0
+    reliability: Reliability | None = None
+    uncalibrated: Metrics | None = None
+    uncalibrated_reliability: Reliability | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +405,7 @@ class Outcome(Record):
     the gate stayed closed, for then no test row was looked at and no model released.
     `gate_overridden` is whether anything thawed behind what had not converged. `parity` is the mean difference
     between the released model's probabilities, computed from raw pixels, and those it was tested with.
+    `temperature` is part of the released model, 1 being none; `metrics` are of what comes behind it.
     """
 
     run: str
@@ -376,6 +421,7 @@ class Outcome(Record):
     parity: float | None = None
     gate_overridden: bool = False
     stages: tuple[StageTime, ...] = ()
+    temperature: float = 1.0
 
     @property
     def withheld(self) -> bool:

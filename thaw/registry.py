@@ -33,7 +33,8 @@ class Version(Record):
     """One model: what it was made from, where it is, and what it reached on its test images.
 
     `manifest` and `split` are digests, `head` and `fine_tuned` addresses of checkpoints as in `Outcome`, `run` names
-    `runs/<run>/`. `settings` are a whole `TrainConfig` as JSON, so that the run can be made again.
+    `runs/<run>/`. `settings` are a whole `TrainConfig` as JSON, so that the run can be made again. `temperature`
+    is part of the model.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Version(Record):
     accuracy: float
     log_loss: float
     registered_at: str
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,7 @@ def register_run(store: Store, outcome: Outcome, settings: Mapping[str, Any]) ->
             accuracy=outcome.metrics.accuracy,
             log_loss=outcome.metrics.log_loss,
             registered_at=_now(),
+            temperature=outcome.temperature,
         )
         return replace(registry, versions=(*registry.versions, version))
 

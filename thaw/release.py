@@ -36,7 +36,8 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     settings = run.config.model_dump(mode="json", exclude={"dump"})
     verdicts = [found for member in run.members for found in (member.verdict, *member.phase_verdicts)]
     given = (run.manifest.digest, checkpoint.address, verdicts, run.precision, run.tested is None)
-    address = digest_of("run", settings, *given)
+    scaled = [] if run.temperature == 1 else [run.temperature]
+    address = digest_of("run", settings, *given, *scaled)
     files = ("report.html", "report.md", *(("model.keras",) if run.tested else ()))
     found = store.read_folder("runs", address, "outcome.json", Outcome, files)
     if found:
@@ -62,6 +63,7 @@ def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
                 head_metrics=run.head_evaluation.metrics,
                 metrics=run.tested.metrics,
                 parity=_release_model(run, partial / "model.keras", store),
+                temperature=run.temperature,
             )
             (partial / "evaluation.json").write_text(run.tested.to_json(), encoding="utf-8")
             (partial / "model-card.md").write_text(render_card(run, outcome), encoding="utf-8")
@@ -82,7 +84,7 @@ def list_versions() -> dict[str, str]:
 
 def _release_model(run: RunSummary, path: Path, store: Store) -> float:
     checkpoint = run.model
-    model = assemble_model(checkpoint, run.backbone, run.config.backbone, store)
+    model = assemble_model(checkpoint, run.backbone, run.config.backbone, store, run.temperature)
     parity = _measure_parity(run, model)
     if parity > _PARITY_LIMIT:
         raise ParityFailed(
@@ -100,6 +102,7 @@ def _release_model(run: RunSummary, path: Path, store: Store) -> float:
         checkpoint=checkpoint.address,
         split=checkpoint.split,
         gate_overridden=run.is_overridden,
+        temperature=run.temperature,
     )
     save_model(model, path, facts, summarize_population(checkpoint, store))
     return parity

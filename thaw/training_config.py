@@ -130,6 +130,16 @@ class EnsembleConfig(RecipeSection):
     )
 
 
+class CalibrationConfig(RecipeSection):
+    """Whether the model's probabilities are made to mean what they say."""
+
+    temperature: Literal["fitted", "none"] = Field(
+        "fitted",
+        description="fitted: the model's logits are divided by one number, the one of the smallest log loss on the "
+        "validation images, where those are enough to tell; none: they are left as they were trained.",
+    )
+
+
 class GateConfig(RecipeSection):
     """When a head counts as converged, so that the backbone may thaw."""
 

@@ -12,6 +12,7 @@ from thaw.report.curves import plot_curves
 from thaw.report.gate import GatePart, plot_gate
 from thaw.report.heat import group_by_class, plot_heat
 from thaw.report.photographs import MOST_IMAGES, plot_mistakes, plot_views
+from thaw.report.reliability import plot_reliability
 from thaw.report.summary import RunSummary, list_mistakes
 
 _PREVIEWED_VIEWS = 7
@@ -20,7 +21,7 @@ ReadPixels = Callable[[ImageRow], np.ndarray]
 
 
 def draw_pictures(run: RunSummary, read: ReadPixels) -> dict[str, bytes]:
-    """PNG files by name: curves, gate and views, and of a tested run confusion, mistakes and heat.
+    """PNG files by name: curves, gate and views, and of a tested run confusion, reliability, mistakes and heat.
 
     What there is nothing to show of is left out: a gate that never compared, mistakes that were not made.
 
@@ -33,6 +34,10 @@ def draw_pictures(run: RunSummary, read: ReadPixels) -> dict[str, bytes]:
         pictures["gate"] = plot_gate(parts, run.config.gate.min_improvement_nats)
     if run.tested:
         pictures["confusion"] = plot_confusion(run.tested.metrics, run.split.classes)
+        if run.tested.reliability:
+            pictures["reliability"] = plot_reliability(
+                run.tested.reliability, run.tested.uncalibrated_reliability
+            )
         rows = {row.path: row for row in run.split.test}
         if mistakes := list_mistakes(run.tested)[:MOST_IMAGES]:
             images = np.stack([read(rows[mistake.path]) for mistake in mistakes])

@@ -1,6 +1,5 @@
 """The parts of a report, as words and tables: facts that the HTML and the Markdown share."""
 
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -9,16 +8,17 @@ import yaml
 
 from thaw.config import NO_BACKBONE
 from thaw.config import Section as ConfigSection
-from thaw.records import SIDES, Checkpoint, Evaluation, Manifest
+from thaw.records import SIDES, Checkpoint, Manifest
 from thaw.report.duplicates import describe_duplicates
 from thaw.report.ensemble import describe_ensemble
+from thaw.report.evaluation import describe_evaluation
 from thaw.report.heat import describe_heat
 from thaw.report.parts import Bar, Section, Table
 from thaw.report.photographs import MOST_IMAGES
 from thaw.report.properties import describe_properties
 from thaw.report.search import describe_search
-from thaw.report.summary import RunSummary, list_mistakes, say_backbone, say_stage, say_start, say_state
-from thaw.report.wording import say_duration, say_interval, say_nats, say_number, say_percent, shorten
+from thaw.report.summary import RunSummary, find_pictures, list_mistakes, say_backbone, say_state
+from thaw.report.wording import say_duration, say_nats, say_percent, shorten
 
 _MOST_QUARANTINED = 200
 
@@ -37,10 +37,10 @@ def list_sections(run: RunSummary) -> list[Section]:
     if run.ensemble:
         sections.append(describe_ensemble(run))
     if run.tested:
-        sections += [_evaluation(run), _mistakes(run)]
+        sections += [describe_evaluation(run), _mistakes(run)]
     if run.heat:
         sections.append(describe_heat(run))
-    if shown := _present(run, views="One image beside augmented views of it"):
+    if shown := find_pictures(run, views="One image beside augmented views of it"):
         settings = _settings(run.config.augmentation)
         text = f"One image, and views of it as the augmentation draws them: {settings}."
         sections.append(Section(name="views", title="Augmentation", text=[text], pictures=shown))
@@ -129,7 +129,7 @@ def _gate(run: RunSummary) -> Section:
     others = len(run.members) + len(run.left_out) - 1
     if others:
         text += f" This is the verdict on seed {run.members[0].seed}; there are {others} more."
-    shown = _present(run, gate="What the gate compared after each epoch: the statistic with its threshold")
+    shown = find_pictures(run, gate="What the gate compared after each epoch: the statistic with its threshold")
     return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)], pictures=shown)
 
 
@@ -148,7 +148,7 @@ def _curves(run: RunSummary) -> Section:
         title="Curves",
         text=[f"The weights kept are those of the best epoch, the one of the {best}."],
         tables=[table] if rows else [],
-        pictures=_present(run, curves="Accuracy and loss by epoch"),
+        pictures=find_pictures(run, curves="Accuracy and loss by epoch"),
     )
 
 
@@ -166,48 +166,6 @@ def _best_figures(made: Checkpoint) -> tuple[str, ...]:
     )
 
 
-def _evaluation(run: RunSummary) -> Section:
-    made = [one for one in (run.head_evaluation, run.evaluation) if one]
-    floor = min(0.95, *(math.floor(one.metrics.accuracy_interval[0] * 20) / 20 for one in made))
-    rows = []
-    for one in made:
-        low, high = one.metrics.accuracy_interval
-        accuracy = Bar(
-            text=f"{say_percent(one.metrics.accuracy)} ({say_interval(low, high, unit='')})",
-            start=(low - floor) / (1 - floor),
-            end=(high - floor) / (1 - floor),
-        )
-        rows.append((say_stage(one), accuracy, say_number(one.metrics.log_loss), say_number(one.metrics.auc)))
-    text = [
-        f"On {run.tested.metrics.images:,} test images, looked at once after training. In brackets the 95 % "
-        f"interval, drawn from {100 * floor:.0f} to 100 %. Log loss is in nats."
-    ]
-    if len(made) == 2:
-        text.append(_say_difference(run))
-    comparison = Table(columns=("model", "accuracy", "log loss", "AUC"), rows=rows, align="llrr")
-    return Section(
-        name="evaluation",
-        title="Evaluation",
-        text=text,
-        tables=[comparison, _recalls(run.tested)],
-        pictures=_present(run, confusion=f"Confusion matrix, {say_stage(run.tested).lower()}"),
-    )
-
-
-def _recalls(made: Evaluation) -> Table:
-    rows = []
-    for index, (name, calls) in enumerate(zip(made.classes, made.metrics.confusion, strict=True)):
-        total, right = sum(calls), calls[index]
-        wrong = {other: calls[at] for at, other in enumerate(made.classes) if at != index and calls[at]}
-        worst = max(wrong, key=wrong.get, default=None)
-        taken = f"{worst} ({wrong[worst]:,})" if worst else "–"
-        share = say_percent(right / total) if total else "–"
-        rows.append((name, f"{total:,}", f"{right:,}", share, taken))
-    columns = ("class", "images", "right", "share", "mistaken for")
-    folded = f"All {len(rows)} classes" if len(rows) > 20 else ""
-    return Table(columns=columns, rows=rows, align="lrrrl", folded=folded)
-
-
 def _mistakes(run: RunSummary) -> Section:
     wrong = list_mistakes(run.tested)
     rows = [
@@ -222,7 +180,9 @@ def _mistakes(run: RunSummary) -> Section:
         title="Most confident mistakes",
         text=[text],
         tables=[table] if rows else [],
-        pictures=_present(run, mistakes="What each image is, what it was called and with what probability"),
+        pictures=find_pictures(
+            run, mistakes="What each image is, what it was called and with what probability"
+        ),
     )
 
 
@@ -273,16 +233,6 @@ def _provenance(run: RunSummary) -> Section:
     return Section(name="provenance", title="Provenance", tables=[_facts(rows)], code=settings)
 
 
-def _say_difference(run: RunSummary) -> str:
-    evaluated = (run.head_evaluation, run.evaluation)
-    before, after = ({one.path for one in list_mistakes(made)} for made in evaluated)
-    steps = [*(["fine-tuning"] if run.phases else []), *(["averaging"] if run.ensemble else [])]
-    mended, broken = len(before - after), len(after - before)
-    made = f"{broken or 'no'} new {'one' if broken == 1 else 'ones'}"
-    lead = " and ".join(steps).capitalize()
-    return f"{lead} mended {mended or 'none'} of the {say_start(run)}'s mistakes and made {made}."
-
-
 def _facts(rows: Sequence[tuple[str, str]]) -> Table:
     return Table(columns=("", ""), rows=rows, align="ll")
 
@@ -292,7 +242,3 @@ def _settings(section: ConfigSection) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
     return ", ".join(f"{name} {say(value)}" for name, value in section.model_dump(mode="json").items())
-
-
-def _present(run: RunSummary, **pictures: str) -> dict[str, str]:
-    return {name: shown for name, shown in pictures.items() if name in run.pictures}

@@ -14,6 +14,7 @@ from thaw.report.properties import list_warnings
 from thaw.report.wording import say_duration, say_interval, say_percent
 
 if TYPE_CHECKING:
+    from thaw.calibrate import Calibration
     from thaw.duplicates import Duplicates
     from thaw.gradcam import HeatMaps
     from thaw.properties import PropertyCheck
@@ -27,8 +28,9 @@ class RunSummary:
     `members` are the networks of the model, most often one; the first of them speaks for all. `left_out` are
     those that did not get as far, and `ensemble` is what averages more than one network or image.
     `head_evaluation`, of the first head, and `evaluation` are of the same test rows; `evaluation` is None where
-    a head alone is the model. `heat` says where the model looked. `pictures` are PNG files by name: those that
-    `thaw.report.pictures` draws have their places, others come last.
+    a head alone is the model. `calibration` is the model's, None where none was asked for; `heat` says where the
+    model looked. `pictures` are PNG files by name: those that `thaw.report.pictures` draws have their places,
+    others come last.
     """
 
     title: str
@@ -47,6 +49,7 @@ class RunSummary:
     head_evaluation: Evaluation | None = None
     evaluation: Evaluation | None = None
     heat: HeatMaps | None = None
+    calibration: Calibration | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,6 +92,11 @@ class RunSummary:
         """The evaluation of the model that the run ends with."""
         return self.evaluation or self.head_evaluation
 
+    @property
+    def temperature(self) -> float:
+        """What the model was tested with, and is released with."""
+        return self.tested.temperature if self.tested else 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class WrongCall:
@@ -109,6 +117,11 @@ def list_mistakes(made: Evaluation) -> list[WrongCall]:
         if called != row.label:
             wrong.append(WrongCall(path=row.path, label=row.label, called=called, probability=probability))
     return sorted(wrong, key=lambda one: (-one.probability, one.path))
+
+
+def find_pictures(run: RunSummary, **pictures: str) -> dict[str, str]:
+    """What those of the named pictures show that the run has."""
+    return {name: shown for name, shown in pictures.items() if name in run.pictures}
 
 
 def say_outcome(run: RunSummary) -> str:
