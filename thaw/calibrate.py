@@ -1,7 +1,9 @@
 """The temperature of a model, fitted on the validation rows, which it was not trained on.
 
-It is fitted to what the model is released with, behind the averages over members and mirror images, and only kept
-where the validation rows are enough to tell that it is better than none.
+They chose its best epoch, so that it does a little better on them than on images that nobody looked at; the test
+rows, which play no part here, show what is left of the gain. The temperature is fitted to what the model is released
+with, behind the averages over members and mirror images, and only kept where the validation rows are enough to tell
+that it is better than none.
 """
 
 from collections.abc import Sequence

@@ -112,7 +112,8 @@ def _list_limits(run: RunSummary) -> Iterator[str]:
     sure, right = statistics.fmean(max(row.probabilities) for row in tested.predictions), tested.metrics
     yield (
         f"On the test images it was {say_percent(sure)} sure on average and {say_percent(right.accuracy)} right; "
-        f"log loss {say_number(right.log_loss)} nats. Its probabilities were not calibrated afterwards."
+        f"log loss {say_number(right.log_loss)} nats, expected calibration error "
+        f"{say_number(right.calibration_error)}. {_say_temperature(run)}"
     )
     worst = _find_worst(tested)
     if worst:
@@ -137,6 +138,12 @@ def _list_limits(run: RunSummary) -> Iterator[str]:
     aside = len(run.manifest.quarantined)
     if aside:
         yield f"{aside:,} images of the dump were set aside, and it neither learned from them nor was tested on them."
+
+
+def _say_temperature(run: RunSummary) -> str:
+    if run.tested.temperature == 1:
+        return "Its probabilities are as it was trained to give them."
+    return f"Its logits are divided by {run.tested.temperature:g}, which was fitted on the validation images."
 
 
 def _find_worst(made: Evaluation) -> tuple[str, float, int] | None:

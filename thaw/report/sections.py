@@ -129,7 +129,9 @@ def _gate(run: RunSummary) -> Section:
     others = len(run.members) + len(run.left_out) - 1
     if others:
         text += f" This is the verdict on seed {run.members[0].seed}; there are {others} more."
-    shown = find_pictures(run, gate="What the gate compared after each epoch: the statistic with its threshold")
+    shown = find_pictures(
+        run, gate="What the gate compared after each epoch: the statistic with its threshold"
+    )
     return Section(name="gate", title="Gate", text=[text], tables=[_facts(rows)], pictures=shown)
 
 
