@@ -219,6 +219,9 @@ def test_predict_reproduces_from_raw_files_what_the_model_was_tested_with(
     again = {row["path"].partition(".zip/")[2]: row["probabilities"] for row in ended.json["images"]}
     assert len(again) == 200
     assert max(abs(again[path][1] - tested[path][1]) for path in tested) < 0.02
+    # Block 5 learned from augmented views, so that the model keeps its 40 validation images; 10 fit the basis.
+    drift = ended.json["drift"]
+    assert (drift["state"], drift["reference_side"], drift["reference_images"]) == ("quiet", "validation", 30)
 
 
 def test_split_writes_and_prints_counts_and_quarantine(server: Server, drawn_dump: Path, tmp_path: Path):
