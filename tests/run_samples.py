@@ -8,6 +8,7 @@ from PIL import Image
 
 from thaw.config import build_config
 from thaw.ensemble import Member
+from thaw.gradcam import HeatMap, HeatMaps
 from thaw.records import (
     Backbone,
     Checkpoint,
@@ -122,6 +123,16 @@ def make_member(seed=0, verdict=PLATEAUED, phase_verdicts=(PLATEAUED,)):
     phases = tuple(make_checkpoint("fine_tuned", make_history(8, floor=0.05)) for _ in phase_verdicts)
     head = make_checkpoint("head", make_history())
     return Member(seed=seed, head=head, verdict=verdict, phases=phases, phase_verdicts=phase_verdicts)
+
+
+def make_map(label="cat", called="cat", path="test/0.jpg", heat=((0.0, 1.0), (0.0, 0.2))) -> HeatMap:
+    return HeatMap(path=path, label=label, called=called, probability=0.98, heat=heat)
+
+
+def make_heat(*maps: HeatMap, layer="block5_conv3", networks=1, mirrored=False) -> HeatMaps:
+    return HeatMaps(
+        checkpoint="c0ffee", layer=layer, size=(11, 11), networks=networks, mirrored=mirrored, maps=maps
+    )
 
 
 def make_run(classes=CLASSES, quarantined=(), **changes):

@@ -48,7 +48,7 @@ def test_a_form_offers_every_recipe_and_leaves_to_it_what_is_not_filled_in():
     schema = TrainConfig.model_json_schema()
     assert schema["properties"]["recipe"]["enum"] == list_recipes()
     sections = schema["$defs"].keys() - {"DumpConfig"}
-    assert len(sections) == 11
+    assert len(sections) == 12
     for section in sections:
         assert all("default" not in field for field in schema["$defs"][section]["properties"].values()), (
             section

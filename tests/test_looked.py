@@ -10,7 +10,9 @@ from tests.run_samples import (
     PLATEAUED,
     close_gate,
     make_checkpoint,
+    make_heat,
     make_history,
+    make_map,
     make_member,
     make_photographs,
     make_run,
@@ -18,21 +20,11 @@ from tests.run_samples import (
 )
 from thaw.config import build_config
 from thaw.convergence import judge_convergence, trace_verdicts
-from thaw.gradcam import HeatMap, HeatMaps
+from thaw.gradcam import HeatMaps
 from thaw.report import render_html, render_markdown
 from thaw.report.gate import GatePart, draw_gate, plot_gate
 from thaw.report.heat import draw_heat, group_by_class, lay_over, plot_heat
 from thaw.report.pictures import draw_pictures, list_gate_parts
-
-
-def make_map(label="cat", called="cat", path="test/0.jpg", heat=((0.0, 1.0), (0.0, 0.2))) -> HeatMap:
-    return HeatMap(path=path, label=label, called=called, probability=0.98, heat=heat)
-
-
-def make_heat(*maps: HeatMap, layer="block5_conv3", networks=1, mirrored=False) -> HeatMaps:
-    return HeatMaps(
-        checkpoint="c0ffee", layer=layer, size=(11, 11), networks=networks, mirrored=mirrored, maps=maps
-    )
 
 
 def looked_run(heat: HeatMaps, **changes):

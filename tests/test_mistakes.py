@@ -9,6 +9,8 @@ import pytest
 from tests.run_samples import (
     close_gate,
     make_evaluation,
+    make_heat,
+    make_map,
     make_photographs,
     make_run,
     open_picture,
@@ -16,6 +18,7 @@ from tests.run_samples import (
 from thaw.images import read_image
 from thaw.records import ImageRow
 from thaw.report import render_markdown
+from thaw.report.heat import plot_heat
 from thaw.report.photographs import MOST_IMAGES, draw_mistakes, plot_mistakes, plot_views
 from thaw.report.pictures import draw_pictures
 from thaw.report.summary import WrongCall, list_mistakes
@@ -88,14 +91,14 @@ def test_a_run_shows_the_very_images_that_it_lists():
         return make_photographs(1, size=64)[0]
 
     pictures = draw_pictures(make_tested_run(wrong=22), read_row)
-    assert set(pictures) == {"curves", "confusion", "mistakes", "views"}
+    assert set(pictures) == {"curves", "gate", "reliability", "confusion", "mistakes", "views"}
     first_train_row = make_run().split.train[0].path
     assert read == [*(f"test/{n}.jpg" for n in range(MOST_IMAGES)), first_train_row]
 
 
 def test_a_run_without_mistakes_has_no_picture_of_them():
     pictures = draw_pictures(make_tested_run(wrong=0), lambda row: make_photographs(1, size=64)[0])
-    assert set(pictures) == {"curves", "confusion", "views"}
+    assert set(pictures) == {"curves", "gate", "reliability", "confusion", "views"}
 
 
 def test_behind_a_closed_gate_no_test_image_is_looked_at():
@@ -106,24 +109,31 @@ def test_behind_a_closed_gate_no_test_image_is_looked_at():
         return make_photographs(1, size=64)[0]
 
     run = close_gate()
-    assert set(draw_pictures(run, read_row)) == {"curves", "views"}
+    assert set(draw_pictures(run, read_row)) == {"curves", "gate", "views"}
     assert read == [run.split.train[0].path]
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("size_pixels", [150, 224])
-def test_markdown_holds_all_four_pictures_of_the_noisiest_real_photographs(shared, size_pixels):
+def test_markdown_holds_all_pictures_of_the_noisiest_real_photographs(shared, size_pixels):
     dump = shared / "data" / "dogs-vs-cats-200px.zip"
     with zipfile.ZipFile(dump) as archive:
         # Of JPEGs of one size and quality, the largest are the hardest to compress.
         members = sorted(archive.infolist(), key=lambda member: -member.file_size)[:MOST_IMAGES]
         photographs = [archive.read(member) for member in members]
     images = np.stack([read_image(data, size_pixels, "bilinear") for data in photographs])
-    run = make_run()
-    pictures = run.pictures | {
+    run = make_tested_run(wrong=22)
+    heat = {
+        label: [make_map(label, called) for called in ("cat", "cat", "dog", "dog")]
+        for label in ("cat", "dog")
+    }
+    run = replace(run, heat=make_heat(*heat["cat"], *heat["dog"]))
+    pictures = draw_pictures(run, lambda row: images[0]) | {
         "mistakes": plot_mistakes(make_mistakes(MOST_IMAGES), images),
+        "looked_1": plot_heat(heat["cat"], images[:4]),
+        "looked_2": plot_heat(heat["dog"], images[4:8]),
         "views": plot_views(images[:8]),
     }
     markdown = render_markdown(replace(run, pictures=pictures))
     assert len(markdown.encode()) < 300_000
-    assert markdown.count("](data:image/") == 4
+    assert markdown.count("](data:image/") == len(pictures) == 8

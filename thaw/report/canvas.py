@@ -22,8 +22,9 @@ INK, QUIET, GRID = "#22262b", "#646b73", "#e4e7ea"
 
 _DOTS_PER_INCH = 110
 _PICTURE_BYTES = 250_000
-# Of a page of photographs each step down saves a tenth to a quarter; below the last, captions blur.
+# Of a page of photographs each step down saves a tenth to a quarter; below the last of both, captions blur.
 _JPEG_QUALITIES = (90, 80, 70, 60, 50, 40, 30)
+_SCALES = (1.0, 0.7)
 
 
 def start_figure(width_inches: float, height_inches: float) -> Figure:
@@ -64,18 +65,22 @@ def encode_png(figure: Figure) -> bytes:
 
 
 def shrink_picture(picture: bytes, limit_bytes: int) -> bytes | None:
-    """A PNG as it is where it fits, else as JPEG in the best quality that does, else None."""
+    """A PNG as it is where it fits, else as JPEG, of less quality and then smaller until it does, else None."""
     from PIL import Image
 
     if len(picture) <= limit_bytes:
         return picture
     with Image.open(io.BytesIO(picture)) as opened:
         image = opened.convert("RGB")
-    for quality in _JPEG_QUALITIES:
-        encoded = io.BytesIO()
-        image.save(encoded, "JPEG", quality=quality, optimize=True)
-        if encoded.tell() <= limit_bytes:
-            return encoded.getvalue()
+    for scale in _SCALES:
+        scaled = image.resize(
+            (round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS
+        )
+        for quality in _JPEG_QUALITIES:
+            encoded = io.BytesIO()
+            scaled.save(encoded, "JPEG", quality=quality, optimize=True)
+            if encoded.tell() <= limit_bytes:
+                return encoded.getvalue()
     return None
 
 
