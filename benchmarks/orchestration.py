@@ -13,11 +13,14 @@ from benchmarks.stages import open_images
 from thaw.calibrate import calibrate
 from thaw.convergence import judge_convergence
 from thaw.drawings import draw_dump
+from thaw.duplicates import confirm_duplicates
 from thaw.ensemble import Member
 from thaw.evaluate import evaluate
 from thaw.features import cache_features
 from thaw.fine_tune import fine_tune
+from thaw.gradcam import map_heat
 from thaw.head import train_head
+from thaw.properties import publish_properties
 from thaw.release import release_run
 from thaw.report import RunSummary
 from thaw.store import Store
@@ -34,14 +37,17 @@ _QUICK = {
 
 
 class Stages:
-    """The stages of `flows.train.run_method`, without Prefect."""
+    """The stages of the flow `train`, without Prefect."""
 
     def run(self, dump: str, store: str, changes: dict[str, dict]) -> dict[str, float]:
         place = Store(store)
         images = open_images(place, Path(dump), "demo", **changes)
         config, given = images.config, images.given
         (tuning,) = config.fine_tune
+        size_pixels = config.backbone.image_size_pixels
+        properties = publish_properties(images.manifest, config.dump, size_pixels, place).value
         bottlenecks = cache_features(*given, images.backbone.end, place, keep=(tuning.cut,)).value
+        duplicates = confirm_duplicates(images.duplicates, *given, place).value
         for budget in range(1, config.gate.max_extensions + 2):
             head = train_head(bottlenecks, config.head, config.gate, place, budget).value
             verdict = judge_convergence(head.history, config.gate)
@@ -52,12 +58,15 @@ class Stages:
         tuned = fine_tune(head, shallow, images.backbone, config.backbone, tuning, place).value
         calibration = calibrate(tuned, shallow.validation, place).value
         evaluation = evaluate(tuned, shallow.test, place, temperature=calibration.temperature).value
+        heat = map_heat(evaluation, tuned, shallow.test, place).value
         found = judge_convergence(tuned.history, config.gate, tuning)
         phases = {"phases": (tuned,), "phase_verdicts": (found,)}
         run = RunSummary(
             title="demo",
             config=config,
             manifest=images.manifest,
+            duplicates=duplicates,
+            properties=properties,
             split=images.split,
             members=(Member(seed=config.head.seed, head=head, verdict=verdict, **phases),),
             backbone=images.backbone,
@@ -65,6 +74,7 @@ class Stages:
             head_evaluation=head_evaluation,
             evaluation=evaluation,
             calibration=calibration,
+            heat=heat,
         )
         return {"test accuracy": release_run(run, place).value.metrics.accuracy}
 

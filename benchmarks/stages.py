@@ -8,6 +8,7 @@ from typing import Any
 from thaw.backbone import load_backbone
 from thaw.config import BackboneConfig, DumpConfig, TrainConfig, build_config
 from thaw.dump import scan_dump
+from thaw.duplicates import Duplicates, find_duplicates
 from thaw.records import Backbone, Manifest, Split
 from thaw.split import publish_split
 from thaw.store import Store
@@ -17,10 +18,11 @@ EVERY_IMAGE = {"strategy": "index", "train": 0.8, "validation": 0.1, "test": 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """A dump scanned and split, how long that took, and the backbone that is to look at it."""
+    """A dump scanned and split, how long the scan took, and the backbone that is to look at it."""
 
     config: TrainConfig
     manifest: Manifest
+    duplicates: Duplicates
     split: Split
     backbone: Backbone
     scan_seconds: float
@@ -32,14 +34,16 @@ class Images:
 
 
 def open_images(store: Store, dump: Path, recipe: str, **sections: dict[str, Any]) -> Images:
-    """Load the backbone, scan the dump and split it; `sections` change single settings of the recipe."""
+    """Load the backbone, scan the dump and split it, near-identical images together; `sections` change the recipe."""
     config = build_config({"dump": {"path": dump}, "recipe": recipe, **sections})
     backbone = load_backbone(config.backbone, store).value
     started = time.perf_counter()
     manifest = scan_dump(config.dump, store).value
-    split = publish_split(manifest, config.split, store).value
     seconds = time.perf_counter() - started
-    return Images(config=config, manifest=manifest, split=split, backbone=backbone, scan_seconds=seconds)
+    duplicates = find_duplicates(manifest, config.dump, config.duplicates, store).value
+    split = publish_split(manifest, config.split, store, duplicates.rows).value
+    found = {"manifest": manifest, "duplicates": duplicates, "split": split}
+    return Images(config=config, **found, backbone=backbone, scan_seconds=seconds)
 
 
 class Clock:

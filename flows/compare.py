@@ -20,6 +20,7 @@ from tasks.stage import run_stages
 from thaw.comparison import CompareConfig, PlannedRun, RunResult, describe_failure, list_runs
 from thaw.config import TrainConfig
 from thaw.cost import Pass, plan_passes
+from thaw.duplicates import Duplicates
 from thaw.errors import ThawError
 from thaw.records import Outcome, Split
 from thaw.report.comparison import say_best
@@ -42,9 +43,9 @@ def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "i
         planned = list_runs(config)
         with run_stages():
             manifest = dataset.scan_dump(config.dump, place)
-            _, split = split_dump(planned[0].config, manifest, place)
+            duplicates, split = split_dump(planned[0].config, manifest, place)
             run_all = _run_side_by_side if dispatch == "pools" else _run_in_turn
-            results = tuple(run_all(planned, split, place))
+            results = tuple(run_all(planned, split, duplicates, place))
             table = comparison.compare_recipes(str(config.dump.path), split, results, place)
     except ThawError as error:
         label_run("failed")
@@ -56,17 +57,21 @@ def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "i
     return Completed(message=say_best(table), data=table)
 
 
-def _run_in_turn(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
+def _run_in_turn(
+    planned: Sequence[PlannedRun], split: Split, duplicates: Duplicates, store: Store
+) -> Iterator[RunResult]:
     for each in planned:
         try:
-            passes = plan_passes(each.config, split, store)
+            passes = plan_passes(each.config, split, store, duplicates.rows)
         except ThawError:
             passes = None  # the run itself says why it can't start
         ended = train(each.config, str(store.root), "inline", return_state=True)
         yield _describe(each, ended.result(raise_on_failure=False), passes, split, store)
 
 
-def _run_side_by_side(planned: Sequence[PlannedRun], split: Split, store: Store) -> Iterator[RunResult]:
+def _run_side_by_side(
+    planned: Sequence[PlannedRun], split: Split, _duplicates: Duplicates, store: Store
+) -> Iterator[RunResult]:
     """Runs in processes of their own, since Keras's seeds and dtypes belong to a whole process."""
     side_by_side = min(len(planned), _SIDE_BY_SIDE)
     with ProcessPoolTaskRunner(max_workers=side_by_side, initializer=_end_with_parent) as runner:

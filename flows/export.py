@@ -20,7 +20,7 @@ Target = Annotated[
     Field(description="File, or folder of a SavedModel, to write, relative to exports/ in the store."),
 ]
 Proof = Annotated[
-    list[Path],
+    list[Path] | None,
     Field(
         description="Images, folders and zip archives to prove it with; the model's test images when empty."
     ),

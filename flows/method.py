@@ -112,7 +112,7 @@ def train_model(
     bottlenecks = cache_bottlenecks(config, backbone, split, store)
     if duplicates.groups:
         given = (config.dump, backbone, config.backbone, store)
-        duplicates = dataset.confirm_duplicates(duplicates, *given)
+        duplicates = dataset.confirm_duplicates(duplicates, split, *given)
     search = search_head(config, source, split, duplicates, store)
     if search:
         searched, config = config, config.model_copy(update={"head": search.apply(config.head)})

@@ -17,11 +17,12 @@ from thaw.duplicates import Duplicates
 from thaw.growth import DumpChange
 from thaw.properties import PropertyCheck
 from thaw.records import Backbone, Made, Manifest, Side, Split
+from thaw.report.duplicates import list_images
 from thaw.report.page import drop_surrogates, list_blocks
 from thaw.report.properties import describe_properties, list_warnings
 from thaw.store import Store
 
-_EXAMPLES, _GROUPS = 5, 50
+_EXAMPLES = 5
 
 
 @stage("load {settings.name}", retries=1)
@@ -38,8 +39,7 @@ def _show_duplicates(duplicates: Duplicates) -> None:
     rows = [
         {"group": number, "image": row.path, "class": row.label, "bits apart": group.distance_bits}
         | ({} if group.similarity is None else {"alike": round(group.similarity, 3)})
-        for number, group in enumerate(duplicates.groups[:_GROUPS], 1)
-        for row in group.images
+        for number, group, row, _ in list_images(duplicates)
     ]
     if rows:
         title = f"Near-identical images: {len(duplicates.groups):,} groups"
@@ -55,9 +55,14 @@ def find_duplicates(
 
 @stage("confirm near-identical images", wants_gpu=True, retries=1, present=_show_duplicates)
 def confirm_duplicates(
-    duplicates: Duplicates, dump: DumpConfig, backbone: Backbone, settings: BackboneConfig, store: Store
+    duplicates: Duplicates,
+    split: Split,
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    store: Store,
 ) -> Made[Duplicates]:
-    return copies.confirm_duplicates(duplicates, dump, backbone, settings, store)
+    return copies.confirm_duplicates(duplicates, split, dump, backbone, settings, store)
 
 
 def _show_properties(made: PropertyCheck) -> None:

@@ -3,6 +3,7 @@
 import io
 import logging
 import random
+import tracemalloc
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,12 +18,12 @@ from thaw import duplicates, likeness
 from thaw.backbone import load_backbone
 from thaw.config import BackboneConfig, DumpConfig, DuplicatesConfig, SplitConfig
 from thaw.dump import scan_dump
-from thaw.duplicates import Duplicates, confirm_duplicates, find_duplicates
+from thaw.duplicates import Duplicates, ImageGroup, confirm_duplicates, find_duplicates
 from thaw.errors import BadDump, NotPublished, ShortClass
 from thaw.folds import make_folds
 from thaw.growth import grow_split
 from thaw.likeness import HASHES, SIDE_PIXELS, find_groups, find_pairs, hash_image, measure_similarity
-from thaw.records import SIDES, ImageRow, Made, Manifest
+from thaw.records import SIDES, ImageRow, Made, Manifest, Split
 from thaw.report.duplicates import describe_duplicates
 from thaw.split import publish_split, split_manifest
 
@@ -96,6 +97,11 @@ def list_paths(found: Duplicates) -> list[list[str]]:
     return [[row.path for row in group.images] for group in found.groups]
 
 
+def all_of(manifest: Manifest) -> Split:
+    facts = {"strategy": "index", "seed": 0, "classes": manifest.classes, "validation": (), "test": ()}
+    return Split(train=manifest.images, **facts)
+
+
 @pytest.fixture
 def hashed(monkeypatch) -> list[np.ndarray]:
     """Everything that is hashed."""
@@ -133,7 +139,7 @@ def test_copies_are_told_from_other_images(kind):
 
 def test_it_does_not_matter_which_of_two_images_is_the_part():
     whole, part = (hash_image(square(image)) for image in (paint(1), copy(paint(1), "crop", 3)))
-    distances = [find_pairs(np.stack(order), 40)[2][0] for order in ((whole, part), (part, whole))]
+    distances = [find_pairs(np.stack(order), 40)[2, 0] for order in ((whole, part), (part, whole))]
     assert distances[0] == distances[1] <= 16
 
 
@@ -152,6 +158,17 @@ def test_a_group_is_all_that_hangs_together_and_says_how_far_apart_it_is():
     groups = find_groups(hashes, distance_bits=7)
     assert [group.members for group in groups] == [(1, 3, 6), (2, 5)]
     assert [group.distance_bits for group in groups] == [7, 0]
+
+
+def test_thousands_of_images_that_are_all_alike_are_one_group_and_fit_into_memory():
+    hashes = np.repeat(random_hashes(1), 4000, axis=0)
+    tracemalloc.start()
+    (group,) = find_groups(hashes)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert group.members == tuple(range(4000)) and group.distance_bits == 0
+    # All pairs of them, of three numbers each, would be 190 MB.
+    assert most_bytes < 60e6
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -181,9 +198,9 @@ def test_pairs_are_those_of_comparing_one_by_one_whatever_the_blocks(monkeypatch
     for rows, columns in ((32, 8192), (7, 11), (1, 90)):
         monkeypatch.setattr(likeness, "_BLOCK_ROWS", rows)
         monkeypatch.setattr(likeness, "_BLOCK_COLUMNS", columns)
-        first, second, distances = (found.tolist() for found in find_pairs(hashes, 10))
-        assert dict(zip(zip(first, second, strict=True), distances, strict=True)) == expected
-        assert len(first) == len(expected)
+        found = find_pairs(hashes, 10).T.tolist()
+        assert {(first, second): distance for first, second, distance in found} == expected
+        assert len(found) == len(expected)
 
 
 def test_a_group_is_as_alike_as_the_image_that_is_least_like_any_other_from_whichever_side_it_is_seen():
@@ -198,7 +215,7 @@ def test_a_group_is_as_alike_as_the_image_that_is_least_like_any_other_from_whic
 def test_what_a_backbone_makes_of_copies_is_told_and_moves_no_image(copied, store):
     manifest, made = find(copied, store)
     settings = BackboneConfig(name="vgg16-mini", weights="drawings", image_size_pixels=64)
-    given = (DumpConfig(path=copied), load_backbone(settings, store).value, settings, store)
+    given = (all_of(manifest), DumpConfig(path=copied), load_backbone(settings, store).value, settings, store)
     confirmed = confirm_duplicates(made.value, *given)
     assert confirmed.value.rows == made.value.rows and not confirmed.reused
     assert confirm_duplicates(made.value, *given) == replace(confirmed, reused=True)
@@ -210,9 +227,22 @@ def test_what_a_backbone_makes_of_copies_is_told_and_moves_no_image(copied, stor
 
 def test_without_a_backbone_there_is_nothing_to_confirm_by(copied, store):
     settings = BackboneConfig(name="none", image_size_pixels=64)
-    made = find(copied, store)[1].value
-    given = (DumpConfig(path=copied), load_backbone(settings, store).value, settings, store)
-    assert confirm_duplicates(made, *given).value == made
+    manifest, made = find(copied, store)
+    given = (all_of(manifest), DumpConfig(path=copied), load_backbone(settings, store).value, settings, store)
+    assert confirm_duplicates(made.value, *given).value == made.value
+
+
+def test_images_that_a_split_leaves_out_pass_no_backbone(copied, store):
+    settings = BackboneConfig(name="vgg16-mini", weights="drawings", image_size_pixels=64)
+    manifest, made = find(copied, store)
+    split = replace(
+        all_of(manifest), train=tuple(row for row in manifest.images if row.path != "train/dog.21.jpg")
+    )
+    given = (split, DumpConfig(path=copied), load_backbone(settings, store).value, settings, store)
+    seen = confirm_duplicates(made.value, *given)
+    assert [group.similarity is None for group in seen.value.groups] == [False, True, False, False]
+    assert seen.note.startswith("7 near-identical images")
+    assert confirm_duplicates(made.value, *given[:-1], store.looking()).reused
 
 
 def test_a_report_tells_which_groups_a_backbone_doubts(copied, store):
@@ -457,6 +487,18 @@ def test_a_report_lists_groups_conflicts_first_with_the_side_of_each_image(copie
     assert len(section.text) == 2
 
 
+def test_a_report_of_thousands_of_copies_lists_those_of_different_labels_and_some_of_the_others(
+    copied, store
+):
+    manifest, made = find(copied, store)
+    many = ImageGroup(images=manifest.images[:10] * 40, distance_bits=1)
+    crowded = replace(made.value, groups=(many, *made.value.groups))
+    (table,) = describe_duplicates(crowded, all_of(manifest)).tables
+    assert [row[1] for row in table.rows[:3]] == COPIED[0]
+    assert len(table.rows) == 201 and table.rows[-1][1] == "and 209 images more, in the store"
+    assert {len(row) for row in table.rows} == {6}
+
+
 def test_a_report_tells_of_a_group_on_several_sides(copied, store):
     manifest, made = find(copied, store)
     alone = split_manifest(manifest, SplitConfig(strategy="index", train=3, validation=2, test=6))
@@ -499,7 +541,7 @@ def test_95_of_100_planted_copies_are_found_among_4000_real_images_and_nothing_e
     assert [group for group in without if len(group) > 1] == REAL_PAIRS
     weights = shared / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     settings = BackboneConfig(weights=str(weights), image_size_pixels=128)
-    given = (DumpConfig(path=path), load_backbone(settings, store).value, settings, store)
+    given = (all_of(manifest), DumpConfig(path=path), load_backbone(settings, store).value, settings, store)
     assert not any(group.doubted for group in confirm_duplicates(made.value, *given).value.groups)
     counts = SplitConfig(strategy="index", train=1000, validation=500, test=500)
     split = split_manifest(manifest, counts, made.value.rows)

@@ -87,7 +87,7 @@ def _write_csv(file: Path, classes: Sequence[str], rows: Sequence[LabelledImage]
         writer.writerow(_name_columns(classes))
         for row in rows:
             figures = (
-                [f"{value:.6f}" for value in row.probabilities] if row.probabilities else [""] * len(classes)
+                [f"{value:.9g}" for value in row.probabilities] if row.probabilities else [""] * len(classes)
             )
             writer.writerow([row.path, row.label or "", *figures, row.error or ""])
 

@@ -18,7 +18,7 @@ from thaw.store import Store
 
 State = Literal["completed", "gate_closed", "failed"]
 # What recipes can't have of their own.
-_COMMON = {"dump", "recipe", "split"}
+_COMMON = {"dump", "recipe", "split", "duplicates"}
 
 
 class RecipeChoice(Section):
@@ -168,7 +168,7 @@ def list_runs(config: CompareConfig) -> tuple[PlannedRun, ...]:
             )
         given = overlay(overlay(config.settings, choice.settings), common)
         built = build_config({**given, "dump": config.dump, "recipe": choice.recipe})
-        common = {"split": built.split.model_dump()}
+        common = {"split": built.split.model_dump(), "duplicates": built.duplicates.model_dump()}
         for number in range(config.seeds):
             seeded = built.raise_seeds(number * built.ensemble.members)
             planned.append(PlannedRun(name=choice.name, seed=seeded.head.seed, config=seeded))

@@ -19,6 +19,7 @@ from thaw.folds import make_folds
 from thaw.model import load_model
 from thaw.records import Backbone, Made, Outcome, Record, Side, Split, StageTime, digest_of
 from thaw.shards import Key, SpaceFolder
+from thaw.split import Groups
 from thaw.store import Store
 from thaw.trainer import find_checkpoint, load_network
 
@@ -165,11 +166,14 @@ def average_spent(spent: Sequence[Spent]) -> Spent | None:
     )
 
 
-def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pass]:
+def plan_passes(config: TrainConfig, split: Split, store: Store, groups: Groups = ()) -> dict[str, Pass]:
     """What each stage of extraction has to do, by its title, as the cache is now.
 
     An image is decoded where a row of it can't be computed from features at a shallower cut; once for all
     its views.
+
+    Args:
+        groups: images that stay together in folds.
 
     Raises:
         BadWeights, BadConfig, BadCut: the run can't start.
@@ -179,7 +183,7 @@ def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pa
     planned: dict[str, Pass] = {}
     # How shallow a cut earlier stages of the run reach, for each row.
     reached: dict[tuple[AugmentationConfig | None, Key], int] = {}
-    for title, cut, rows in _list_passes(config, split, backbone):
+    for title, cut, rows in _list_passes(config, split, backbone, groups):
         depth, images, decodes = order.index(cut), 0, 0
         for augmentation, wanted in rows:
             absent = [key for key in wanted if reached.get((augmentation, key), len(order)) > depth]
@@ -194,7 +198,7 @@ def plan_passes(config: TrainConfig, split: Split, store: Store) -> dict[str, Pa
 
 
 def _list_passes(
-    config: TrainConfig, split: Split, backbone: Backbone
+    config: TrainConfig, split: Split, backbone: Backbone, groups: Groups
 ) -> Iterator[tuple[str, str, list[tuple[AugmentationConfig | None, list[Key]]]]]:
     """Each stage of extraction in a run's order: title, shallowest cut, and its rows, augmented in what way."""
     order = order_cuts(backbone)
@@ -210,7 +214,7 @@ def _list_passes(
             learned = replace(split, validation=(), test=())
             choices = dict.fromkeys(head.views for head in config.search.list_candidates(config.head))
             for views, fold in itertools.product(
-                choices, make_folds(learned, config.search.folds, config.split.seed)
+                choices, make_folds(learned, config.search.folds, config.split.seed, groups)
             ):
                 rows = _list_rows(fold, ("validation",), views, augmentation)
                 yield f"features of {fold.strategy}, seed {fold.seed}", cut, rows

@@ -1,4 +1,4 @@
-"""What this machine computes with. The one module that speaks to TensorFlow, or JAX, itself."""
+"""What this machine computes with. The one module that computes with TensorFlow, or JAX, itself."""
 
 import os
 import sys

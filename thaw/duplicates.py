@@ -10,12 +10,11 @@ from thaw.archive import open_dump
 from thaw.claims import claim
 from thaw.config import BackboneConfig, DumpConfig, DuplicatesConfig
 from thaw.extract import map_ahead, read_pixels
-from thaw.features import cache_features
+from thaw.features import cache_features, describe_space
 from thaw.likeness import HASHER, HASHES, SIDE_PIXELS, SIMILARITY, find_groups, hash_image, measure_similarity
 from thaw.progress import track
-from thaw.records import PIXELS, Backbone, ImageRow, Made, Manifest, Record, Split, digest_of
-from thaw.rows import Rows
-from thaw.split import publish_rows
+from thaw.records import PIXELS, SIDES, Backbone, ImageRow, Made, Manifest, Record, Split, digest_of
+from thaw.shards import SpaceFolder
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
@@ -37,8 +36,8 @@ class ImageGroup(Record):
     """Images that are near-identical, in natural order: each to one of the others, not all to all.
 
     `distance_bits` is the largest distance that ties one of them to the others, of 128 bits. `similarity` is the
-    same by features, as `measure_similarity` gives it; None where no backbone was asked. Images of a `doubted`
-    group are less alike than copies are.
+    same by features, as `measure_similarity` gives it; None where no backbone saw two of them. Images of a
+    `doubted` group are less alike than copies are.
     """
 
     images: tuple[ImageRow, ...]
@@ -117,9 +116,14 @@ def find_duplicates(
 
 
 def confirm_duplicates(
-    duplicates: Duplicates, dump: DumpConfig, backbone: Backbone, settings: BackboneConfig, store: Store
+    duplicates: Duplicates,
+    split: Split,
+    dump: DumpConfig,
+    backbone: Backbone,
+    settings: BackboneConfig,
+    store: Store,
 ) -> Made[Duplicates]:
-    """The same groups, with how alike their images are by what the backbone makes of them.
+    """The same groups, with how alike those of their images that the split uses are to the backbone.
 
     Nobody's side depends on it: recipes with different backbones share a split. Only VGG16 is trusted to doubt a
     group, for of others nobody measured how alike copies are.
@@ -127,26 +131,26 @@ def confirm_duplicates(
     Raises:
         As `cache_features` does.
     """
-    images = [row for group in duplicates.groups for row in group.images]
+    used = {row for side in SIDES for row in split.rows(side)}
+    seen = [tuple(row for row in group.images if row in used) for group in duplicates.groups]
+    images = tuple(row for rows in seen if len(rows) > 1 for row in rows)
     if not images or backbone.end == PIXELS:
         return Made(
             value=duplicates, reused=True, note="no near-identical images to look at through a backbone"
         )
-    classes = tuple(sorted({row.label for row in images}))
-    given = {"strategy": "near-identical", "seed": 0, "classes": classes, "validation": (), "test": ()}
-    split = publish_rows(Split(train=tuple(images), **given), store).value
-    cached = cache_features(split, dump, backbone, settings, backbone.end, store)
-    rows, start, confirmed = Rows(cached.value.train, store), 0, []
-    for group in duplicates.groups:
-        features = rows.read(slice(start, start + len(group.images)))
-        similarity = measure_similarity(features)
-        doubted = backbone.name == "vgg16" and similarity < SIMILARITY
-        confirmed.append(replace(group, similarity=similarity, doubted=doubted))
-        start += len(group.images)
+    wanted = replace(split, train=images, validation=(), test=())
+    cached = cache_features(wanted, dump, backbone, settings, backbone.end, store, sides=("train",))
+    folder = SpaceFolder(store, describe_space(backbone, settings, backbone.end, store))
+    confirmed = []
+    for group, rows in zip(duplicates.groups, seen, strict=True):
+        if len(rows) > 1:
+            places = folder.find((row.sha256, 0) for row in rows)
+            similarity = measure_similarity(folder.read(places))
+            doubted = backbone.name == "vgg16" and similarity < SIMILARITY
+            group = replace(group, similarity=similarity, doubted=doubted)
+        confirmed.append(group)
     doubts = sum(group.doubted for group in confirmed)
-    note = (
-        f"{len(confirmed):,} groups of near-identical images seen through {backbone.name}, {doubts:,} doubted"
-    )
+    note = f"{len(images):,} near-identical images seen through {backbone.name}, {doubts:,} groups doubted"
     return Made(value=replace(duplicates, groups=tuple(confirmed)), reused=cached.reused, note=note)
 
 

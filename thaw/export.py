@@ -50,7 +50,7 @@ def export_model(
     quantised: Quantised = "none",
     most_images: int = CHECKED_IMAGES,
 ) -> Made[Exported]:
-    """Convert a model, prove it, and put it in place by one rename.
+    """Convert a model, prove it, and put it in place by one rename; a folder that is there is renamed away before.
 
     Args:
         model: as `find_model` takes it.
@@ -89,10 +89,24 @@ def export_model(
             pixels=pixels,
             jpeg=jpeg,
         )
-        if target.is_dir():
-            target.rename(scratch / "replaced")
-        partial_target.rename(target)
+        _put_in_place(partial_target, target, scratch / "replaced")
     return Made(value=exported, reused=False, note=f"{format} in {target}")
+
+
+def _put_in_place(made: Path, target: Path, replaced: Path) -> None:
+    """Rename an export to its target. What is there goes first, where it is a folder, and comes back if that fails."""
+    if not target.is_dir():
+        made.rename(target)
+        return
+    target.rename(replaced)
+    try:
+        made.rename(target)
+    except OSError as error:
+        if not target.exists():
+            replaced.rename(target)
+        raise BadConfig(
+            f"there is no writing to {target}: {error.strerror}. Is another export writing there?"
+        ) from None
 
 
 def _check_format(format: Format, quantised: Quantised) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from thaw.claims import claim
 from thaw.cuts import sort_nodes
 from thaw.device import differentiate_at, prepare_keras
+from thaw.evaluate import list_sides
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Prediction, Record, digest_of
 from thaw.rows import Rows
 from thaw.store import Store
@@ -71,7 +72,7 @@ def map_heat(
     Raises:
         NotPublished: they were not mapped yet, and the store is only looked at.
     """
-    sides = (test, *([mirrored] if mirrored else []))
+    sides = list_sides(checkpoint, test, mirrored)
     address = digest_of("heat", checkpoint.address, evaluation.temperature, *sides)
     found = store.read("heat", address, HeatMaps)
     if found is None:

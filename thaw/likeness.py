@@ -10,7 +10,7 @@ Source: N. Krawetz, Looks Like It, 2011, and Kind of Like That, 2013 (hackerfact
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ _PLACES = (0.0, 0.5, 1.0)
 _WHOLES = (0, 1)
 _PARTS = (0, *range(2, 2 + len(_PLACES) ** 2))
 HASHES = 2 + len(_PLACES) ** 2
+_COMPARED = tuple({pair for whole in _WHOLES for part in _PARTS for pair in ((whole, part), (part, whole))})
 # Blocks of distances that stay in a core's cache.
 _BLOCK_ROWS, _BLOCK_COLUMNS = 32, 8192
 
@@ -64,12 +65,13 @@ def hash_image(pixels: np.ndarray) -> np.ndarray:
 def find_groups(hashes: np.ndarray, distance_bits: int = 16) -> list[Found]:
     """Group near-identical images, those whose hashes differ in `distance_bits` of 128 at most.
 
-    Groups come in the order of their first members.
+    Groups come in the order of their first members. Thousands of images that are all alike have millions of
+    pairs: of each block's only those are kept that its groups hang together by.
 
     Args:
         hashes: uint64 (n, HASHES, 2), as `hash_image` gives them.
     """
-    return _join(*find_pairs(hashes, distance_bits))
+    return _join(_keep_closest(find_pairs(hashes, distance_bits, _keep_closest)))
 
 
 def measure_similarity(features: np.ndarray) -> float:
@@ -87,61 +89,75 @@ def measure_similarity(features: np.ndarray) -> float:
     return float(cosines.max(axis=1).min())
 
 
-def find_pairs(hashes: np.ndarray, distance_bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_pairs(
+    hashes: np.ndarray, distance_bits: int, keep: Callable[[np.ndarray], np.ndarray] = lambda pairs: pairs
+) -> np.ndarray:
     """Every pair of images whose hashes differ in so many bits at most.
 
     All are compared with all, in blocks on all cores: 25,000 images take some 10 seconds of one core.
 
+    Args:
+        keep: chooses among the pairs of a block.
+
     Returns:
-        Three int64 arrays (pairs,): the first image, the second, which comes later, and their distance in bits.
+        int64 (3, pairs): the first image, the second, which comes later, and their distance in bits.
     """
     # Images side by side, so that a block reads consecutive numbers.
     columns = np.ascontiguousarray(hashes.transpose(1, 2, 0))
     starts = range(0, len(hashes), _BLOCK_ROWS)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        blocks = list(pool.map(lambda start: _compare_block(columns, start, distance_bits), starts))
-    found = np.concatenate(blocks, axis=1) if blocks else np.empty((3, 0), np.int64)
-    first, second = found[:2].min(axis=0), found[:2].max(axis=0)
-    order = np.lexsort((found[2], second, first))
-    first, second, distances = first[order], second[order], found[2][order]
-    is_closest = np.ones(len(order), dtype=bool)
-    is_closest[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
-    return first[is_closest], second[is_closest], distances[is_closest]
+        blocks = pool.map(lambda start: keep(_compare_block(columns, start, distance_bits)), starts)
+        return np.concatenate([np.empty((3, 0), np.int64), *blocks], axis=1)
 
 
 def _compare_block(columns: np.ndarray, start: int, distance_bits: int) -> np.ndarray:
-    """Pairs of which one image is in the block: int64 (3, pairs), of either order, some of them twice."""
+    """The pairs whose first image is in the block."""
     images, found = columns.shape[2], []
     rows = slice(start, start + _BLOCK_ROWS)
-    for left in range(0, images, _BLOCK_COLUMNS):
+    for left in range(start, images, _BLOCK_COLUMNS):
         block = slice(left, left + _BLOCK_COLUMNS)
-        for whole in _WHOLES:
-            for part in _PARTS:
-                bits = np.bitwise_count(columns[whole, 0, rows, None] ^ columns[part, 0, block])
-                # Few survive the first half of the hash, so the second is looked at for those alone.
-                row, column = np.divmod(np.flatnonzero(bits <= distance_bits), bits.shape[1])
-                further = columns[whole, 1, rows][row] ^ columns[part, 1, block][column]
-                distances = bits[row, column].astype(np.int64) + np.bitwise_count(further)
-                near = (distances <= distance_bits) & (row + start != column + left)
-                found.append(np.stack([row[near] + start, column[near] + left, distances[near]]))
+        closest = np.full((len(columns[0, 0, rows]), len(columns[0, 0, block])), 255, dtype=np.uint8)
+        for ours, theirs in _COMPARED:
+            bits = np.bitwise_count(columns[ours, 0, rows, None] ^ columns[theirs, 0, block])
+            # Few survive the first half of the hash, so the second is looked at for those alone.
+            row, column = np.divmod(np.flatnonzero(bits <= distance_bits), bits.shape[1])
+            further = np.bitwise_count(columns[ours, 1, rows][row] ^ columns[theirs, 1, block][column])
+            closest[row, column] = np.minimum(closest[row, column], bits[row, column] + further)
+        row, column = np.nonzero(closest <= distance_bits)
+        pairs = np.stack([row + start, column + left, closest[row, column].astype(np.int64)])
+        found.append(pairs[:, pairs[1] > pairs[0]])
     return np.concatenate(found, axis=1)
 
 
-def _join(first: np.ndarray, second: np.ndarray, distances: np.ndarray) -> list[Found]:
+def _keep_closest(pairs: np.ndarray) -> np.ndarray:
+    """The pairs that all groups still hang together by, each by its closest ones: at most one for each image."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import minimum_spanning_tree
+
+    if not pairs.shape[1]:
+        return pairs
+    used, ends = np.unique(pairs[:2], return_inverse=True)
+    # A sparse graph has no edge of no length.
+    graph = coo_array((pairs[2] + 1.0, tuple(ends.reshape(2, -1))), shape=(len(used), len(used)))
+    kept = minimum_spanning_tree(graph.tocsr()).tocoo()
+    return np.stack([used[kept.row], used[kept.col], kept.data.astype(np.int64) - 1])
+
+
+def _join(pairs: np.ndarray) -> list[Found]:
     """What hangs together by pairs."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    used, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    if not len(used):
+    if not pairs.shape[1]:
         return []
-    ends = places[: len(first)], places[len(first) :]
-    links = coo_array((np.ones(len(first)), ends), shape=(len(used), len(used)))
+    used, ends = np.unique(pairs[:2], return_inverse=True)
+    first, second = ends.reshape(2, -1)
+    links = coo_array((np.ones(len(first)), (first, second)), shape=(len(used), len(used)))
     _, group_of = connected_components(links, directed=False)
     members, widest = defaultdict(list), defaultdict(int)
     for place, group in enumerate(group_of):
         members[group].append(int(used[place]))
-    for end, distance in zip(ends[0], distances, strict=True):
+    for end, distance in zip(first, pairs[2], strict=True):
         widest[group_of[end]] = max(widest[group_of[end]], int(distance))
     groups = [Found(members=tuple(found), distance_bits=widest[group]) for group, found in members.items()]
     return sorted(groups, key=lambda group: group.members)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def label_images(
     network, facts = load_model(path)
     population = load_population(path)
     written = _make_place(
-        file or Path(f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}.csv"), store
+        file or Path(f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}-{token_hex(2)}.csv"), store
     )
     along: list[np.ndarray] = []
 

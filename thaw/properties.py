@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from thaw.archive import Dump, open_dump
+from thaw.claims import claim
 from thaw.config import DumpConfig
 from thaw.errors import BadDump, BadImage
 from thaw.extract import map_ahead
@@ -251,11 +252,15 @@ def publish_properties(
     found = store.read_folder("properties", address, RECORD, PropertyCheck, (TABLE,))
     if found:
         return Made(value=found, reused=True, note=_summarise(found))
-    measured = measure_images(manifest, config, store)
-    made = check_properties(manifest, measured.value, image_size_pixels)
-    with store.publish_folder("properties", address) as folder:
-        _write_table(folder / TABLE, manifest, measured.value, made)
-        (folder / RECORD).write_text(made.to_json(), encoding="utf-8")
+    with claim(store, "properties", address):
+        found = store.read_folder("properties", address, RECORD, PropertyCheck, (TABLE,))
+        if found:
+            return Made(value=found, reused=True, note=_summarise(found))
+        measured = measure_images(manifest, config, store)
+        made = check_properties(manifest, measured.value, image_size_pixels)
+        with store.publish_folder("properties", address) as folder:
+            _write_table(folder / TABLE, manifest, measured.value, made)
+            (folder / RECORD).write_text(made.to_json(), encoding="utf-8")
     return Made(value=made, reused=False, note=f"{_summarise(made)}; {measured.note}")
 
 

@@ -161,10 +161,10 @@ def _split_by_index(
             raise ShortClass(
                 f"class '{label}' has {len(rows)} usable images, but those near-identical stay together, and the "
                 f"index split ({asked}) can't be made of such groups: {side} lacks {room}. Change the counts, or "
-                "use strategy 'hash' with fractions."
+                "use strategy 'hash' with fractions, or set duplicates.placement to 'alone'."
             )
     parts: Sides = {side: [row for row in rows if sides.get(row) == side] for side in SIDES}
-    return check_no_side_is_empty(label, rows, parts, "index")
+    return check_no_side_is_empty(label, rows, parts, "index", any(row in leaders for row in rows))
 
 
 def _split_by_hash(
@@ -179,7 +179,7 @@ def _split_by_hash(
         side = draw_side(leaders.get(row, row), shares, seed)
         if side:
             parts[side].append(row)
-    return check_no_side_is_empty(label, rows, parts, "hash")
+    return check_no_side_is_empty(label, rows, parts, "hash", any(row in leaders for row in rows))
 
 
 def _split_by_directory(
@@ -197,7 +197,7 @@ def _split_by_directory(
         drawn = {row for row in train if _position(leaders.get(row, row), seed) < fraction}
         parts[side] = [row for row in train if row in drawn]
         parts["train"] = [row for row in train if row not in drawn]
-    return check_no_side_is_empty(label, rows, parts, "directory")
+    return check_no_side_is_empty(label, rows, parts, "directory", any(row in leaders for row in rows))
 
 
 def _find_divided(groups: Groups) -> set[ImageRow]:
@@ -238,8 +238,13 @@ def _use_everything(shares: Mapping[Side, float]) -> bool:
     return math.isclose(sum(shares.values()), 1, abs_tol=1e-9)
 
 
-def check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, strategy: str) -> Sides:
+def check_no_side_is_empty(
+    label: str, rows: Sequence[ImageRow], parts: Sides, strategy: str, grouped: bool = False
+) -> Sides:
     """Hand the rows of a class back, each side of them with one at least.
+
+    Args:
+        grouped: whether some of them had to stay together.
 
     Raises:
         ShortClass: a side has none.
@@ -251,6 +256,8 @@ def check_no_side_is_empty(label: str, rows: Sequence[ImageRow], parts: Sides, s
                 "hash": "Add images, choose another seed, or use strategy 'index'.",
                 "directory": f"Add images to the dump's {side} folder, or use strategy 'index' or 'hash'.",
             }[strategy]
+            if grouped:
+                remedy += " Near-identical images stay together, unless duplicates.placement is 'alone'."
             counts = ", ".join(f"{name} {len(parts[name])}" for name in SIDES)
             raise ShortClass(
                 f"class '{label}' has {len(rows)} usable images, and the {strategy} split leaves none "
