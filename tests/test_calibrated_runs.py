@@ -68,7 +68,7 @@ def test_a_run_fits_a_temperature_before_it_looks_at_test_images(trained: dict):
 
 def test_the_model_answers_with_the_tested_probabilities(trained: dict, home: Home, drawn_dump: Path):
     answered = home.store.root / "answers.csv"
-    ended = home.server.thaw("predict", trained["model"], drawn_dump, "--csv", answered)
+    ended = home.server.thaw("predict", trained["model"], drawn_dump, "--file", answered)
     assert ended.code == 0, ended.err
     rows = csv.DictReader(answered.read_text(encoding="utf-8").splitlines())
     answers = {row["path"].rpartition("/")[2]: float(row["p_dog"]) for row in rows}

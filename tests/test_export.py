@@ -94,20 +94,6 @@ def run_export(model: Path, format: str, target: Path, images: Path, **options):
     return made.value
 
 
-@pytest.mark.parametrize("format", EVERY_FORMAT)
-def test_an_averaging_model_gives_in_every_format_the_probabilities_that_it_gives_in_keras(
-    model: Path, drawn_dump: Path, tmp_path: Path, format: str
-):
-    made = run_export(model, format, tmp_path / NAMES[format], drawn_dump)
-    assert made.pixels.images == made.pixels.same_class == IMAGES
-    assert made.pixels.limit == Limit(of="largest", value=1e-3)
-    assert made.pixels.largest < 1e-3
-    assert made.bytes > 200_000
-    if format == "savedmodel":
-        assert made.jpeg.images == IMAGES
-        assert made.jpeg.largest < 0.01
-
-
 LOADERS = {
     "savedmodel": """
 import tensorflow
@@ -130,13 +116,19 @@ answer = keras.models.load_model(path, compile=False).predict(pixels, verbose=0)
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("format", EVERY_FORMAT)
-def test_whoever_has_the_file_and_its_runtime_needs_nothing_else(
+def test_an_averaging_model_gives_its_probabilities_in_every_format_to_whoever_has_its_runtime_alone(
     model: Path, drawn_dump: Path, tmp_path: Path, format: str
 ):
     target = tmp_path / NAMES[format]
-    run_export(model, format, target, drawn_dump)
+    made = run_export(model, format, target, drawn_dump)
+    assert made.pixels.images == made.pixels.same_class == IMAGES
+    assert made.pixels.limit == Limit(of="largest", value=1e-3)
+    assert made.pixels.largest < 1e-3
+    assert made.bytes > 200_000
+    if format == "savedmodel":
+        assert made.jpeg.images == IMAGES
+        assert made.jpeg.largest < 0.01
     script = f"""
 import sys
 import numpy as np
@@ -206,8 +198,9 @@ def test_what_is_there_is_replaced_by_a_new_export(model: Path, drawn_dump: Path
 @pytest.mark.slow
 def test_a_savedmodel_is_replaced_and_another_folder_is_not(model: Path, drawn_dump: Path, tmp_path: Path):
     target = tmp_path / "served"
-    run_export(model, "savedmodel", target, drawn_dump)
-    (target / "old").touch()
+    target.mkdir()
+    for name in ("saved_model.pb", "old"):
+        (target / name).touch()
     run_export(model, "savedmodel", target, drawn_dump)
     assert not (target / "old").exists()
     (target / "saved_model.pb").unlink()
@@ -265,7 +258,7 @@ def test_quantised_weights_are_smaller_and_their_price_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", EVERY_FORMAT)
+@pytest.mark.parametrize("format", EVERY_FORMAT[1:3])
 def test_three_classes_are_three_probabilities(drawn_dump: Path, tmp_path: Path, format: str):
     model = make_model(tmp_path / "three.keras", classes=("cat", "dog", "fox"))
     made = run_export(model, format, tmp_path / "out" / NAMES[format], drawn_dump)

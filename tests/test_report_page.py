@@ -78,7 +78,7 @@ def test_nothing_is_asked_of_a_network(page):
 def test_the_page_is_no_wider_than_the_screen_and_no_picture_than_the_page(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     widths = page.evaluate("[...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().right])")
-    assert len(widths) == 6
+    assert len(widths) == 7
     assert all(natural > 200 and right <= page.viewport_size["width"] for natural, right in widths)
 
 
