@@ -9,7 +9,7 @@ ThawError
 │   ├── BadWeights          missing, corrupt, of another architecture, or not downloadable
 │   ├── BadCut              the backbone has no such layer, or can't be cut there
 │   ├── BadModel            not a model that Thaw saved
-│   ├── MissingPackage      a format of `thaw export` needs a package that is not installed
+│   ├── MissingPackage      what was asked for needs a package that is not installed
 │   ├── NoSuchModel         no version of the registry goes by that name
 │   ├── FeatureOverflow     features exceed what the storage dtype can hold
 │   ├── StoreNotWritable    the store's folder can't be created or written
@@ -20,6 +20,7 @@ ThawError
 │   └── NotStarted          `thaw up` lacks something, or what it starts does not come up
 ├── BadImage                one image can't be used; it is set aside, the run goes on
 ├── DiskFull                no room left; the store stays valid and the run can be resumed
+├── StoreUnreachable        an object store stayed away; the run can be resumed when it is back
 ├── NotPublished            asked of a store that is only looked at, and not in it
 ├── EmptyHistory            a verdict was asked for before any epoch was run
 ├── ChampionMoved           a decision was made against a model that is champion no more
@@ -67,7 +68,7 @@ class BadModel(Mistake):
 
 
 class MissingPackage(Mistake):
-    """A format needs a package that is not installed. The message names the extra that has it."""
+    """What was asked for needs a package that is not installed. The message names the extra that has it."""
 
 
 class NoSuchModel(Mistake):
@@ -104,6 +105,10 @@ class BadImage(ThawError):
 
 class DiskFull(ThawError):
     """The disk is full. What was published stays valid; the run resumes when there is room."""
+
+
+class StoreUnreachable(ThawError):
+    """An object store did not answer for minutes. What was published stays valid; the run resumes when it is back."""
 
 
 class NotPublished(ThawError):
