@@ -61,7 +61,7 @@ def compare(
     list_runs(config)
     place = Store(store)
     table = run_flow("compare", config, place).data
-    report = place.folder("comparisons", table.address, "report.html")
+    report = place.fetch("comparisons", table.address, "report.html")
     if as_json:
         print_json(**_flatten(table), report=str(report))
     else:

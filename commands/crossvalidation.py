@@ -96,8 +96,8 @@ def _list_files(made: "CrossValidation", ranked: "SuspectLabels", store: Store) 
     from thaw import suspects
     from thaw.folds import PICTURE, RECORD, TABLE
 
-    folder = store.folder("crossvalidations", made.address)
+    folder = store.fetch("crossvalidations", made.address)
     files = {"record": folder / RECORD, "table": folder / TABLE, "curves": folder / PICTURE}
-    folder = store.folder("suspects", ranked.address)
+    folder = store.fetch("suspects", ranked.address)
     files |= {"suspects": folder / suspects.TABLE, "worst": folder / suspects.PICTURE}
     return {name: str(file) for name, file in files.items() if file.is_file()}

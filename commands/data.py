@@ -45,7 +45,7 @@ def split(
     duplicates = find_duplicates(manifest, config.dump, config.duplicates, place)
     made = publish_split(manifest, config.split, place, duplicates.value.rows).value
     quarantined = [vars(bad) for bad in manifest.quarantined]
-    file = place.folder("splits", f"{made.digest}.json")
+    file = place.fetch("splits", f"{made.digest}.json")
     if as_json:
         print_json(
             split=made.digest,

@@ -23,7 +23,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting, such as head.epochs=10. Repeatable.")
 ]
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the store [THAW_STORE, or store].")
+    str | None, typer.Option("--store", help="Folder or URL of the store [THAW_STORE, or store].")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 

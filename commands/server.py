@@ -49,13 +49,13 @@ def up(
         "dump": dump and str(dump.expanduser().absolute()),
         "recipe": recipe,
         "weights": weights and locate_weights(weights),
-        "store": store and str(store),
+        "store": store,
         "port": port,
         "host": host,
     }
     given = replace(read_setup(home), **{name: value for name, value in options.items() if value is not None})
     place = Store(given.store)
-    given = replace(given, store=str(place.root))
+    given = replace(given, store=place.address)
     with notes.status("looking at what is up …") as spinner:
 
         def tell(line: str) -> None:

@@ -39,7 +39,7 @@ def run_flow(
     _set_defaults()
     _check_server()
     run = getattr(import_module(f"flows.{flow}"), flow)
-    state = run(config, store=str(store.root), **parameters, return_state=True)
+    state = run(config, store=store.address, **parameters, return_state=True)
     _wait_for_records(state)
     data: Any = state.result(raise_on_failure=False)
     if isinstance(data, ThawError):

@@ -59,7 +59,7 @@ def draw_demo_dump(place: Store) -> Path:
     from thaw.drawings import draw_dump
 
     place.check_writable()
-    dump = place.root / "drawn-cats-and-dogs.zip"
+    dump = place.folder("drawn-cats-and-dogs.zip")
     if not dump.exists():
         notes.print("drawing 400 cats and dogs …")
         draw_dump(dump)
@@ -105,16 +105,14 @@ def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
     from commands.session import run_flow
 
     outcome = run_flow("train", config, store).data
-    folder = store.folder("runs", outcome.run)
-    report, model = folder / "report.html", folder / "model.keras"
+    report = store.fetch("runs", outcome.run, "report.html")
+    model = None if outcome.withheld else store.fetch("runs", outcome.run, "model.keras")
     if as_json:
-        print_json(
-            **flatten_outcome(outcome), report=str(report), model=None if outcome.withheld else str(model)
-        )
+        print_json(**flatten_outcome(outcome), report=str(report), model=model and str(model))
     else:
         print_outcome(outcome)
         results.print(f"report  {report}", soft_wrap=True)
-        if not outcome.withheld:
+        if model:
             results.print(f"model   {model}", soft_wrap=True)
     if outcome.withheld:
         notes.print(

@@ -137,7 +137,7 @@ def worker_environment(setup: Setup, home: Path) -> dict[str, str]:
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "thaw",
-        "THAW_STORE": str(Store(setup.store).root),
+        "THAW_STORE": Store(setup.store).address,
     }
 
 

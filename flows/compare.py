@@ -65,7 +65,7 @@ def _run_in_turn(
             passes = plan_passes(each.config, split, store, duplicates.rows)
         except ThawError:
             passes = None  # the run itself says why it can't start
-        ended = train(each.config, str(store.root), "inline", return_state=True)
+        ended = train(each.config, store.address, "inline", return_state=True)
         yield _describe(each, ended.result(raise_on_failure=False), passes, split, store)
 
 
@@ -76,9 +76,7 @@ def _run_side_by_side(
     side_by_side = min(len(planned), _SIDE_BY_SIDE)
     with ProcessPoolTaskRunner(max_workers=side_by_side, initializer=_end_with_parent) as runner:
         futures = [
-            runner.submit(
-                train_recipe, {"config": each.config, "store": str(store.root), "dispatch": "pools"}
-            )
+            runner.submit(train_recipe, {"config": each.config, "store": store.address, "dispatch": "pools"})
             for each in planned
         ]
         ended = [future.result(raise_on_failure=False) for future in futures]

@@ -37,7 +37,7 @@ from thaw.shards import read_space
 from thaw.store import Store
 
 StorePath = Annotated[
-    str | None, Field(description="Folder of the store; THAW_STORE, or store/, when empty.")
+    str | None, Field(description="Folder or URL of the store; THAW_STORE, or store/, when empty.")
 ]
 Where = Annotated[
     Dispatch,
@@ -52,7 +52,7 @@ def open_store(path: str | None) -> Store:
         BadConfig: a worker's run is given a relative path: its working folder is gone with it.
     """
     given = path or os.environ.get("THAW_STORE") or ""
-    if deployment.id and not Path(given).expanduser().is_absolute():
+    if deployment.id and "://" not in given and not Path(given).expanduser().is_absolute():
         raise BadConfig(
             f"a run on a worker needs a store with a whole path. Received: {given!r}. Give one as parameter "
             "'store', or start the worker with THAW_STORE set to one."

@@ -24,7 +24,7 @@ def run_stage(call: str, store: str | None = None) -> State:
         found = place.read("calls", call, StageCall)
         if found is None:
             raise BadConfig(
-                f"there is no call {call} in the store at {place.root}. Runs of this deployment are started by "
+                f"there is no call {call} in the store at {place.address}. Runs of this deployment are started by "
                 "others with dispatch 'pools'; both sides must see the same store, under the same path."
             )
         with run_stages():

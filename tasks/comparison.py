@@ -30,6 +30,6 @@ def compare_recipes(
     dump: str, split: Split, runs: Sequence[RunResult], store: Store
 ) -> Made[ComparisonTable]:
     made = publish_comparison(comparison.build_table(dump, split, runs, store), store)
-    report = store.folder("comparisons", made.value.address, "report.md").read_text(encoding="utf-8")
+    report = store.fetch("comparisons", made.value.address, "report.md").read_text(encoding="utf-8")
     show(create_markdown_artifact, report, key="compared-recipes", description=made.note)
     return made

@@ -80,7 +80,7 @@ def run_elsewhere(function: Callable[..., Made], title: str, *args: Any, **kwarg
             answer = store.read("answers", call.digest, StageAnswer)
             if answer is None:
                 raise StageFailed(
-                    f"'{title}' completed on pool {POOL}, but what it made is not in the store at {store.root}. "
+                    f"'{title}' completed on pool {POOL}, but what it made is not in the store at {store.address}. "
                     "Both workers must see the same store under the same path."
                 )
             return TypeAdapter(kinds["return"]).validate_python(answer.made)
@@ -149,7 +149,7 @@ def _run_child(call: StageCall, store: Store, attempt: int) -> Any:
         )
     run = run_deployment(
         DEPLOYMENT,
-        parameters={"call": call.digest, "store": str(store.root)},
+        parameters={"call": call.digest, "store": store.address},
         flow_run_name=call.title,
         # What is asked for again finds its child; a run that is tried again starts another.
         idempotency_key=f"{flow_run.get_id()}-{flow_run.get_run_count()}-{call.digest}-{attempt}",
@@ -170,7 +170,7 @@ def _unpack(value: Any, kind: Any, store: Store) -> Any:
         return TypeAdapter(kind).validate_python(value)
     split = store.read("splits", value, Split)
     if split is None:
-        raise StageFailed(f"there is no split {value} in the store at {store.root}.")
+        raise StageFailed(f"there is no split {value} in the store at {store.address}.")
     return split
 
 

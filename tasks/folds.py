@@ -52,7 +52,7 @@ def publish_crossvalidation(
     title = f"{config.recipe} on {config.dump.path.name}, {settings.folds}-fold cross-validation"
     rows = [dict(zip(FOLD_COLUMNS, row, strict=True)) for row in list_folds(made.value)]
     show(create_table_artifact, rows, key="folds", description=title)
-    picture = store.folder("crossvalidations", made.value.address, folds.PICTURE).read_bytes()
+    picture = store.fetch("crossvalidations", made.value.address, folds.PICTURE).read_bytes()
     markdown = render_markdown(made.value, picture)
     show(create_markdown_artifact, markdown, key="cross-validation", description=title)
     return made
@@ -63,7 +63,7 @@ def rank_labels(
     made: CrossValidation, split: Split, config: TrainConfig, store: Store
 ) -> Made[SuspectLabels]:
     ranked = suspects.publish_suspects(made, split, config, store)
-    file = store.folder("suspects", ranked.value.address, suspects.PICTURE)
+    file = store.fetch("suspects", ranked.value.address, suspects.PICTURE)
     markdown = suspects_report.render_markdown(ranked.value, file.read_bytes() if file.is_file() else None)
     title = f"Suspect labels of {config.dump.path.name}, by {config.recipe}"
     show(create_markdown_artifact, markdown, key="suspect-labels", description=title)

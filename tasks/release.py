@@ -51,7 +51,7 @@ def map_heat(
 @stage("release", retries=1)
 def release_run(run: RunSummary, store: Store) -> Made[Outcome]:
     made = release.release_run(run, store)
-    report = store.folder("runs", made.value.run, "report.md").read_text(encoding="utf-8")
+    report = store.fetch("runs", made.value.run, "report.md").read_text(encoding="utf-8")
     show(create_markdown_artifact, report, key="report", description=run.title)
     return made
 

@@ -33,7 +33,7 @@ class Home:
         self.server, self.dump, self.store = server, dump, Store(root)
 
     def run(self, command: str, *options: str) -> Ended:
-        given = ["--dump", self.dump, "--store", self.store.root, "--json", *TOO_SURE]
+        given = ["--dump", self.dump, "--store", self.store.address, "--json", *TOO_SURE]
         ended = self.server.thaw(command, *given, *options)
         assert ended.code == 0, ended.err
         return ended
@@ -67,7 +67,7 @@ def test_a_run_fits_a_temperature_before_it_looks_at_test_images(trained: dict):
 
 
 def test_the_model_answers_with_the_tested_probabilities(trained: dict, home: Home, drawn_dump: Path):
-    answered = home.store.root / "answers.csv"
+    answered = home.store.folder() / "answers.csv"
     ended = home.server.thaw("predict", trained["model"], drawn_dump, "--file", answered)
     assert ended.code == 0, ended.err
     rows = csv.DictReader(answered.read_text(encoding="utf-8").splitlines())
@@ -104,7 +104,7 @@ def test_no_temperature_is_applied_where_none_is_asked_for(trained: dict, home: 
 
 
 def test_the_champion_is_scored_with_its_own_temperature(trained: dict, home: Home):
-    named = home.server.thaw("promote", "v1", "--store", home.store.root)
+    named = home.server.thaw("promote", "v1", "--store", home.store.address)
     assert named.code == 0, named.err
     champion = read_registry(home.store).champion
     assert champion.temperature == trained["temperature"]
@@ -113,4 +113,4 @@ def test_the_champion_is_scored_with_its_own_temperature(trained: dict, home: Ho
     assert comparison["champion_log_loss"] == pytest.approx(trained["test_log_loss"], abs=1e-9)
     challenger = read_registry(home.store).find(ended.json["decision"]["challenger"])
     assert comparison["challenger_log_loss"] == pytest.approx(challenger.log_loss, abs=1e-9)
-    assert json.loads((home.store.root / "registry.json").read_text())["versions"][0]["temperature"] != 1
+    assert json.loads((home.store.folder() / "registry.json").read_text())["versions"][0]["temperature"] != 1

@@ -27,6 +27,7 @@ from thaw.errors import NotPublished
 from thaw.evaluate import evaluate
 from thaw.precision import choose_precision
 from thaw.records import Quarantined
+from thaw.slips import FileSlip
 from thaw.store import Store
 
 PREAMBLE = """
@@ -175,18 +176,18 @@ def test_a_claim_outlives_its_lease_while_its_holder_lives_and_waiting_is_told_o
 
 
 def test_what_a_killed_run_claimed_is_free_at_once_on_its_own_machine(store: Store, launch):
-    holder = launch(HOLD, store=str(store.root))
+    holder = launch(HOLD, store=store.address)
     holder.await_log("holding")
-    waiter = launch(HOLD, store=str(store.root))
+    waiter = launch(HOLD, store=store.address)
     waiter.await_log("waiting for another run that makes things/abc")
     holder.kill()
     waiter.await_log("holding", timeout_seconds=5)
 
 
 def test_what_a_killed_run_claimed_is_free_to_another_machine_after_the_lease(store: Store, launch):
-    holder = launch(SHORT_LEASE + HOLD, store=str(store.root))
+    holder = launch(SHORT_LEASE + HOLD, store=store.address)
     holder.await_log("holding")
-    waiter = launch(SHORT_LEASE + ELSEWHERE + HOLD, store=str(store.root))
+    waiter = launch(SHORT_LEASE + ELSEWHERE + HOLD, store=store.address)
     waiter.await_log("waiting for another run that makes things/abc")
     time.sleep(3)
     assert "holding" not in waiter.log
@@ -236,14 +237,14 @@ def make_full(_, monkeypatch: pytest.MonkeyPatch) -> None:
     def create(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(claims, "_create", create)
+    monkeypatch.setattr(FileSlip, "create", create)
 
 
 @pytest.mark.parametrize("spoil", [make_a_file, make_read_only, make_full])
 def test_where_no_claim_can_be_written_the_work_is_done_all_the_same(
     drawn_dump: Path, store: Store, monkeypatch, caplog, spoil: Callable
 ):
-    store.root.mkdir()
+    store.folder().mkdir()
     spoil(store.folder("claims"), monkeypatch)
     assert not fill(drawn_dump, store, split=FEW).reused
     assert "another run may make it as well" in caplog.text
@@ -272,7 +273,7 @@ def side_by_side(
     """Two runs of the same job, started together: their store, themselves, and what they came to."""
     store = Store(tmp_path_factory.mktemp("shared") / "store")
     prepare(drawn_dump, store)
-    runs = [launch(METHOD, store=str(store.root), dump=str(drawn_dump)) for _ in range(2)]
+    runs = [launch(METHOD, store=store.address, dump=str(drawn_dump)) for _ in range(2)]
     return store, runs, [run.finish(300) for run in runs]
 
 
@@ -307,7 +308,7 @@ def test_two_runs_that_train_a_head_at_once_train_it_once(side_by_side):
 def test_a_run_goes_on_from_where_the_one_it_waited_for_was_killed(
     drawn_dump: Path, side_by_side, store: Store, launch, place: str
 ):
-    given = {"store": str(store.root), "dump": str(drawn_dump)}
+    given = {"store": store.address, "dump": str(drawn_dump)}
     holder = launch((SHORT_LEASE if place else "") + STOP_AFTER_THREE_EPOCHS + METHOD, **given)
     holder.await_log("head, epoch 3 of 6")
     waiter = launch(place + METHOD, **given)
@@ -365,7 +366,7 @@ def test_a_look_finds_what_is_published_and_refuses_the_rest_before_any_work(
     tune(prepared, head, epochs=1)
     evaluate(head, prepared.bottlenecks.test, prepared.store)
     before = snapshot(prepared.store)
-    looked = launch(LOOK, store=str(prepared.store.root), dump=str(drawn_dump)).finish()
+    looked = launch(LOOK, store=str(prepared.store.address), dump=str(drawn_dump)).finish()
     assert looked["reused"] == [True] * 5
     assert looked["refusals"] == ["features"] * 3 + ["checkpoints"] * 3 + ["evaluations"]
     assert looked["imported"] == []
@@ -373,13 +374,13 @@ def test_a_look_finds_what_is_published_and_refuses_the_rest_before_any_work(
 
 
 def snapshot(store: Store) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    return {path: path.stat().st_mtime_ns for path in store.folder().rglob("*")}
 
 
 def test_a_look_at_a_machine_that_was_not_calibrated_is_refused(store: Store):
     with pytest.raises(NotPublished, match="^calibrations/.* only looked at"):
         choose_precision("auto", store.looking())
-    assert not store.root.exists()
+    assert not store.folder().exists()
 
 
 def test_a_look_neither_publishes_nor_tidies_up(store: Store):

@@ -74,19 +74,19 @@ def test_a_retraining_that_dies_in_every_way_ends_as_the_undisturbed_one(machine
     store, undisturbed = Store(tmp_path / "killed"), Store(tmp_path / "undisturbed")
 
     def start(place: Store) -> str:
-        return server.start_run("retrain/weekly", config=config, store=str(place.root), dispatch="inline")
+        return server.start_run("retrain/weekly", config=config, store=str(place.address), dispatch="inline")
 
     def die(sign: str, death: Callable[[str], None]) -> str:
         """Start a run, let it die once the store shows the sign, and see how it ended."""
-        before = shards(store.root)
+        before = shards(store.folder())
         run = start(store)
         server.wait_for(run, "Running")
-        wait_until(lambda: any(store.root.glob(sign)), 2 * 60)
+        wait_until(lambda: any(store.folder().glob(sign)), 2 * 60)
         death(run)
         died = time.monotonic()
         ended = server.wait_for(run, *MADE, seconds=MOST_SECONDS)
         print(f"{sign}: {ended['state']['name']} after {time.monotonic() - died:.0f} s")
-        assert before.items() <= shards(store.root).items(), "a published shard was computed again"
+        assert before.items() <= shards(store.folder()).items(), "a published shard was computed again"
         return ended["state"]["name"]
 
     def kill_run(run: str) -> None:
@@ -119,6 +119,6 @@ def test_a_retraining_that_dies_in_every_way_ends_as_the_undisturbed_one(machine
     assert ends[0] == ends[1]
     models = [{"model": str(place.folder("runs", ends[0], "model.keras"))} for place in (store, undisturbed)]
     np.testing.assert_array_equal(*map(probabilities, models))
-    rows = [len(np.load(file)) for file in store.root.glob("features/*/*/keys.npy")]
+    rows = [len(np.load(file)) for file in store.folder().glob("features/*/*/keys.npy")]
     assert sum(rows) == 400 + 400 + 5 * 240
     assert not store.folder("damaged").exists()

@@ -62,7 +62,7 @@ def test_a_machine_is_calibrated_once_and_never_again(measures, store: Store, mo
     assert sorted(measured) == ["bfloat16", "float32"]
     monkeypatch.setattr(precision, "_calibrate", forbid)
     # As in another process, which has nothing but the folder in common.
-    assert choose_precision("auto", Store(store.root)) == first
+    assert choose_precision("auto", Store(store.address)) == first
 
 
 def test_another_kind_of_machine_that_shares_the_store_is_calibrated_for_itself(
@@ -113,6 +113,6 @@ from thaw.store import Store
 print(choose_precision("auto", Store(sys.argv[1])).name)
 print([name for name in ("tensorflow", "keras", "jax") if name in sys.modules])
 """
-    command = [sys.executable, "-c", code, str(store.root)]
+    command = [sys.executable, "-c", code, store.address]
     ended = subprocess.run(command, check=True, capture_output=True, text=True, cwd=PROJECT)
     assert ended.stdout.splitlines() == ["bfloat16", "[]"]

@@ -80,7 +80,7 @@ def copy(store: Store) -> Registry:
 def test_a_store_without_models_has_an_empty_registry_and_stays_untouched(store: Store):
     assert read_registry(store) == Registry()
     assert read_registry(store).champion is None
-    assert not store.root.exists()
+    assert not store.folder().exists()
 
 
 def test_a_version_keeps_the_temperature_of_its_model_and_one_without_has_none(store: Store):
@@ -310,7 +310,7 @@ def register_and_promote(root: str, name: int) -> int:
 
 def test_ten_processes_that_register_and_promote_at_once_lose_nothing(store: Store):
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
-        numbers = pool.starmap(register_and_promote, [(str(store.root), name) for name in range(PROCESSES)])
+        numbers = pool.starmap(register_and_promote, [(store.address, name) for name in range(PROCESSES)])
     registry = read_registry(store)
     assert [version.number for version in registry.versions] == list(range(1, 2 * PROCESSES + 1))
     assert len({version.run for version in registry.versions}) == 2 * PROCESSES
@@ -338,7 +338,7 @@ def test_a_process_killed_while_it_changes_the_registry_leaves_it_whole_at_every
         import itertools, uuid
         from tests.test_registry import promote, register, roll_back
         from thaw.store import Store
-        store = Store({str(store.root)!r})
+        store = Store({store.address!r})
         for name in itertools.count():
             one, other = register(store, uuid.uuid4().hex, uuid.uuid4().hex)
             print(other.run, flush=True)

@@ -34,7 +34,7 @@ class Nights:
             drawn.extractall(self.dump)
 
     def retrain(self, *options: str) -> Ended:
-        command = ["retrain", "--dump", self.dump, "--store", self.store.root, "--json", *SMALL]
+        command = ["retrain", "--dump", self.dump, "--store", self.store.address, "--json", *SMALL]
         return self.server.thaw(*command, *options)
 
     def retrain_to(self, state: str, *options: str) -> dict:
@@ -44,7 +44,7 @@ class Nights:
         return ended.json
 
     def thaw(self, *arguments: str) -> Ended:
-        return self.server.thaw(*arguments, "--store", self.store.root)
+        return self.server.thaw(*arguments, "--store", self.store.address)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_person_promotes_and_rolls_back(nights: Nights):
     promoted = nights.thaw("promote", f"v{challenger}", "--reason", "looked at it", "--json")
     assert promoted.json["champion"]["number"] == challenger
     assert promoted.json["before"] == champion
-    assert "looked at it" in (nights.store.root / "registry.json").read_text()
+    assert "looked at it" in (nights.store.folder() / "registry.json").read_text()
     back = nights.thaw("rollback", "--json")
     assert back.json["champion"]["number"] == champion
     listed = nights.thaw("models", "--json").json

@@ -87,7 +87,7 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_that_is_read(store: Store)
     script = f"""
         import os, signal
         from thaw.store import Store
-        with Store({str(store.root)!r}).publish_folder("runs", "x") as partial:
+        with Store({store.address!r}).publish_folder("runs", "x") as partial:
             (partial / "half").write_text("half")
             os.kill(os.getpid(), signal.SIGKILL)
     """

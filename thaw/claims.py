@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Event, Thread
 from uuid import uuid4
 
+from thaw.errors import StoreUnreachable
+from thaw.slips import Slip
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
@@ -39,35 +41,34 @@ def claim(store: Store, kind: str, digest: str) -> Iterator[None]:
         NotPublished: the store is only looked at, so nothing can be made in it.
     """
     store.check_may_make(kind, digest)
-    path, owner = store.folder("claims", f"{kind}-{digest}"), f"{_place()} {os.getpid()} {uuid4().hex}"
+    slip, owner = store.slip("claims", f"{kind}-{digest}"), f"{_place()} {os.getpid()} {uuid4().hex}"
     try:
-        _take(path, owner, f"{kind}/{digest}")
+        _take(slip, owner, f"{kind}/{digest}")
     except OSError as error:
         logger.warning("no claim on %s/%s (%s): another run may make it as well", kind, digest, error)
     ended = Event()
-    renewing = Thread(target=_renew, args=(path, owner, ended), name=f"renew {path.name}", daemon=True)
+    renewing = Thread(target=_renew, args=(slip, owner, ended), name=f"renew {kind}-{digest}", daemon=True)
     renewing.start()
     try:
         yield
     finally:
         ended.set()
         renewing.join()
-        with suppress(OSError):
-            if _is_held(path, owner):
-                path.unlink()
+        with suppress(OSError, StoreUnreachable):
+            if _is_held(slip, owner):
+                slip.remove()
 
 
-def _take(path: Path, owner: str, what: str) -> None:
+def _take(slip: Slip, owner: str, what: str) -> None:
     """Create the claim's file, as soon as nobody else who is alive has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     seen, changed, told = None, 0.0, False
-    while not _create(path, owner):
-        content = _read(path)
+    while not slip.create(_content(owner, 0)):
+        content = slip.read()
         if content != seen:
             seen, changed = content, time.monotonic()
         if _is_of_the_dead(content) or time.monotonic() - changed > _LEASE_SECONDS:
             logger.info("the run that was making %s is gone; this one takes over", what)
-            path.unlink(missing_ok=True)
+            slip.remove()
             continue
         if not told:
             logger.info("waiting for another run that makes %s", what)
@@ -75,41 +76,22 @@ def _take(path: Path, owner: str, what: str) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _renew(path: Path, owner: str, ended: Event) -> None:
+def _renew(slip: Slip, owner: str, ended: Event) -> None:
     for count in itertools.count(1):
         if ended.wait(_LEASE_SECONDS / _RENEWALS):
             return
-        with suppress(OSError):
-            if not _is_held(path, owner):
+        with suppress(OSError, StoreUnreachable):
+            if not _is_held(slip, owner):
                 return
-            # Written over in place: on a full disk a new file would not fit.
-            with path.open("r+", encoding="ascii") as file:
-                file.write(_content(owner, count))
-
-
-def _create(path: Path, owner: str) -> bool:
-    try:
-        with path.open("x", encoding="ascii") as file:
-            file.write(_content(owner, 0))
-    except FileExistsError:
-        return False
-    return True
+            slip.rewrite(_content(owner, count))
 
 
 def _content(owner: str, count: int) -> str:
     return f"{owner} {count:09}"
 
 
-def _read(path: Path) -> str:
-    """What the claim's file says; nothing where it is not there any more."""
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _is_held(path: Path, owner: str) -> bool:
-    return _read(path).startswith(owner)
+def _is_held(slip: Slip, owner: str) -> bool:
+    return slip.read().startswith(owner)
 
 
 def _is_of_the_dead(content: str) -> bool:

@@ -326,6 +326,6 @@ def _read_evaluation(run: str, store: Store) -> Evaluation:
     found = store.read_file(store.folder("runs", run, "evaluation.json"), Evaluation)
     if found is None:
         raise NoSuchModel(
-            f"the store at {store.root} has lost evaluation.json of run {run}. Run the comparison again."
+            f"the store at {store.address} has lost evaluation.json of run {run}. Run the comparison again."
         )
     return found

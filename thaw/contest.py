@@ -53,7 +53,7 @@ def enter(version: Version, store: Store) -> Contender:
     lost = [name for name, record in found.items() if record is None]
     if lost:
         raise NoSuchModel(
-            f"v{version.number} can't be compared with: the store at {store.root} has lost its "
+            f"v{version.number} can't be compared with: the store at {store.address} has lost its "
             f"{', '.join(lost)}. Put it back, or make another version champion with `thaw promote`."
         )
     try:

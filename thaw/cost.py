@@ -107,7 +107,7 @@ def measure_model(outcome: Outcome, store: Store) -> Made[ModelCost]:
     known = store.read("model-costs", outcome.run, ModelCost)
     if known:
         return Made(value=known, reused=True, note=_note(known))
-    model, _ = load_model(store.folder("runs", outcome.run, "model.keras"))
+    model, _ = load_model(store.fetch("runs", outcome.run, "model.keras"))
     trained = load_network(store, outcome.fine_tuned or outcome.head)
     cost = ModelCost(
         parameters=model.count_params(),

@@ -26,7 +26,7 @@ def examine_machine(settings: BackboneConfig, store: Store) -> dict[str, Any]:
         "precision_reason": "the store that keeps it can't be written",
         "backbone": settings.name,
         "weights": f"{settings.weights}: not usable",
-        "store": str(store.root),
+        "store": store.address,
         "disk_left_gb": round(store.free_bytes() / 1e9, 1),
         "versions": list_versions(),
         "prefect_api": os.environ.get(

@@ -160,12 +160,8 @@ def _map_images(
 def _look_up(store: Store, wanted: set[str]) -> dict[str, _Finding]:
     """What earlier manifests know of these bytes, the newest first, as far back as is needed."""
     findings: dict[str, _Finding] = {}
-    files = sorted(
-        store.folder("manifests").glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True
-    )
-    for file in files:
-        manifest = store.read_file(file, Manifest)
-        if manifest is None or manifest.scanner != SCANNER:
+    for manifest in store.read_all("manifests", Manifest):
+        if manifest.scanner != SCANNER:
             continue
         for row in manifest.images:
             findings[row.sha256] = _Finding(width=row.width, height=row.height)

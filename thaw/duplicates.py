@@ -190,13 +190,11 @@ def _hash_images(rows: Sequence[ImageRow], dump: DumpConfig) -> dict[str, np.nda
 def _look_up(store: Store, wanted: set[str]) -> dict[str, np.ndarray]:
     """What earlier records know of these images, the newest first, as far back as is needed."""
     known: dict[str, str] = {}
-    files = sorted(store.folder("hashes").glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files:
+    for record in store.read_all("hashes", ImageHashes):
+        if record.hasher == HASHER:
+            known |= record.hashes
         if wanted <= known.keys():
             break
-        record = store.read_file(file, ImageHashes)
-        if record and record.hasher == HASHER:
-            known |= record.hashes
     return {
         key: np.frombuffer(bytes.fromhex(known[key]), dtype=np.uint64).reshape(HASHES, 2)
         for key in wanted & known.keys()

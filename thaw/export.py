@@ -90,6 +90,7 @@ def export_model(
             jpeg=jpeg,
         )
         _put_in_place(partial_target, target, scratch / "replaced")
+    store.share(target)
     return Made(value=exported, reused=False, note=f"{format} in {target}")
 
 
@@ -187,7 +188,7 @@ def _list_test_images(
     version = next((one for one in read_registry(store).versions[::-1] if one.split == facts.split), None)
     if split is None or version is None:
         raise BadDump(
-            f"the store at {store.root} does not know the images that the model was tested on. "
+            f"the store at {store.address} does not know the images that the model was tested on. "
             "Give others to prove the export with: --images PATH."
         )
     path = Path(version.settings["dump"]["path"])

@@ -76,6 +76,7 @@ def name_images(
     partial = file.with_name(f".{file.name}.partial")
     _write_csv(partial, images, top)
     partial.replace(file)
+    store.share(file)
     named = NamedImages(backbone=backbone, csv=str(file), images=images)
     return Made(value=named, reused=False, note=f"{len(images):,} images in {file}")
 

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # How long an object store may be away before the run gives up: a restart of its server, a cable.
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 # What is wrong with the question will be wrong again.
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
@@ -23,7 +23,7 @@ _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryEr
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "config_kwargs": {
-            "retries": {"max_attempts": 6, "mode": "standard"},
+            "retries": {"max_attempts": 3, "mode": "standard"},
             "connect_timeout": 10,
             "read_timeout": 60,
         }

@@ -62,7 +62,7 @@ def find_model(name: str, store: Store) -> Path:
     """
     if Path(name).exists() or Path(name).suffix or Path(name).name != name:
         return Path(name)
-    return store.folder("runs", read_registry(store).find(name).run, "model.keras")
+    return store.fetch("runs", read_registry(store).find(name).run, "model.keras")
 
 
 def label_images(
@@ -116,6 +116,8 @@ def label_images(
     with replace_file(written) as table, replace_file(drift_file) as record:
         write_answers(table, facts.classes, rows, written.suffix)
         record.write_text(drift.to_json(), encoding="utf-8")
+    for made in (written, drift_file):
+        store.share(made)
     labelled = Labelled(
         model=model,
         checkpoint=facts.checkpoint,

@@ -283,10 +283,8 @@ def _measure_row(dump: Dump, row: ImageRow) -> Measures:
 def _look_up(store: Store, wanted: set[str]) -> dict[str, Measures]:
     """What earlier measurements know of these bytes, the newest first, as far back as is needed."""
     known: dict[str, Measures] = {}
-    files = store.folder("measurements").glob("*.json")
-    for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
-        measurement = store.read_file(file, Measurement)
-        if measurement is not None and measurement.measurer == MEASURER:
+    for measurement in store.read_all("measurements", Measurement):
+        if measurement.measurer == MEASURER:
             known |= {one.sha256: one for one in measurement.images if one.sha256 in wanted}
         if wanted <= known.keys():
             break

@@ -6,21 +6,16 @@ processes change it at once without a lock, and one that is killed leaves the ne
 `registry.json` beside them is a copy of the newest, for people and scripts.
 """
 
-import errno
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from thaw.errors import ChampionMoved, DiskFull, NoSuchModel, NotPublished, StoreNotWritable
 from thaw.promotion import Decision
 from thaw.records import Outcome, Record
-from thaw.store import Store
+from thaw.store import Store, write_through
 
 _FILE = "registry.json"
 _LISTED = 10
@@ -250,8 +245,8 @@ def _change(store: Store, change: Callable[[Registry], Registry]) -> Registry:
 
 
 def _read_newest(store: Store) -> Registry:
-    files = sorted(store.folder("registry").glob(f"[0-9]*/{_FILE}"), reverse=True)
-    found = (store.read_file(file, Registry) for file in files)
+    revisions = sorted((name for name in store.list("registry") if name.isdecimal()), reverse=True)
+    found = (store.read_file(store.folder("registry", name, _FILE), Registry) for name in revisions)
     newest = next((registry for registry in found if registry), Registry())
     # The copy steps in where the newest revision was damaged.
     copy = store.read_file(store.folder(_FILE), Registry) or newest
@@ -259,38 +254,8 @@ def _read_newest(store: Store) -> Registry:
 
 
 def _publish(store: Store, registry: Registry) -> bool:
-    """Publish a revision unless its number is taken, and say whether it was free.
-
-    A folder can't be renamed to one that holds something, where a file would replace another: so the change
-    of a faster process is never dropped.
-    """
-    draft, target = (
-        store.folder("partial", uuid.uuid4().hex),
-        store.folder("registry", f"{registry.revision:06}"),
-    )
-    try:
-        with store.publish_file("partial", draft.name, _FILE) as partial:
-            _write_through(partial, registry.to_json())
-            target.parent.mkdir(exist_ok=True)
-        draft.rename(target)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise StoreNotWritable(
-            f"the store at {store.root} can't publish revision {registry.revision} of its registry: "
-            f"{error.strerror}. Choose another folder with --store or THAW_STORE, or mend its permissions."
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return True
-
-
-def _write_through(path: Path, text: str) -> None:
-    """Write a file so that it outlives a power cut: unlike all else in the store, this can't be made again."""
-    with path.open("w", encoding="utf-8") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
+    """Publish a revision unless its number is taken, and say whether it was free: no change is ever dropped."""
+    return store.create("registry", f"{registry.revision:06}", _FILE, data=registry.to_json().encode())
 
 
 def _copy_newest(store: Store) -> None:
@@ -301,7 +266,7 @@ def _copy_newest(store: Store) -> None:
             if store.read_file(store.folder(_FILE), Registry) == newest:
                 return
             with store.publish_file(_FILE) as partial:
-                _write_through(partial, newest.to_json())
+                write_through(partial, newest.to_json().encode())
 
 
 def _name(number: int | None) -> str:

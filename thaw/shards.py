@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thaw.disk_cache import BULKY
 from thaw.errors import FeatureOverflow
 from thaw.records import FeatureSpace
 from thaw.store import Store
@@ -38,8 +39,10 @@ class SpaceFolder:
         self._folder = store.folder("features", space.digest)
         self._shards: list[np.ndarray] = []
         self._places: dict[bytes, tuple[int, int]] = {}
-        for shard in sorted(self._folder.glob("*/shard.json")):
-            self._open(shard.parent)
+        names = sorted(name for name in store.list("features", space.digest) if name != "space.json")
+        store.fetch_folders([("features", space.digest, name) for name in names], but=(BULKY,))
+        for name in names:
+            self._open(self._folder / name)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -95,6 +98,7 @@ class SpaceFolder:
     def _open(self, folder: Path) -> None:
         try:
             facts = json.loads((folder / "shard.json").read_bytes())
+            self._store.fetch("features", self.space.digest, folder.name, BULKY)
             for file, expected in facts["sha256"].items():
                 if checksum(folder / file) != expected:
                     raise ValueError(f"{file} does not match its checksum")

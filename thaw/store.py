@@ -3,6 +3,9 @@
 Whatever is in the store is whole and never changes: it is written aside and put in place by one
 rename. A writer that is killed leaves nothing that is read, and two writers of the same thing
 agree, so nobody needs a lock. That the work is not done twice is `thaw.claims`' concern.
+
+The folder may lie in an object store. Then what is read is brought to this machine's disk first, and what is
+made is put there before it counts: `thaw.mirror` does that. The rest of Thaw works with files either way.
 """
 
 import errno
@@ -13,13 +16,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from thaw.errors import DiskFull, NotPublished, StoreNotWritable
+from thaw.location import Url, choose_location
+from thaw.mirror import MARKER, Mirror, describe_folder
 from thaw.records import Record
+from thaw.slips import FileSlip, ObjectSlip, Slip
 
 logger = logging.getLogger(__name__)
 SomeRecord = TypeVar("SomeRecord", bound=Record)
@@ -30,22 +37,55 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EE
 
 
 class Store:
-    """A store's root folder, created when first written to, or only looked at and never written to."""
+    """A store's root folder, created when first written to, or only looked at and never written to.
+
+    Attributes:
+        address: where it lies, as text: a whole path or a URL.
+        mirror: what brings and publishes, where the store lies in an object store.
+    """
 
     def __init__(self, root: Path | str | None = None, looks_only: bool = False):
         """`root` defaults to THAW_STORE, or `store` in the working folder."""
+        location = choose_location(root, "THAW_STORE", "store")
         self.looks_only = looks_only
-        self.root = Path(root or os.environ.get("THAW_STORE") or "store").expanduser().absolute()
+        self.address = str(location)
+        self.mirror = Mirror(location) if isinstance(location, Url) else None
+        self._root = self.mirror.folder if self.mirror else location
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r})"
+        return f"Store({self.address!r})"
 
     def folder(self, *parts: str) -> Path:
-        return self.root.joinpath(*parts)
+        """Where something lies, or would lie, on this machine's disk."""
+        return self._root.joinpath(*parts)
+
+    def fetch(self, *parts: str) -> Path:
+        """The same place, and what is published there brought to it, where it is published."""
+        if self.mirror:
+            self.mirror.bring("/".join(parts))
+        return self.folder(*parts)
+
+    def fetch_folders(self, folders: Sequence[tuple[str, ...]], but: Sequence[str] = ()) -> None:
+        """Bring many published folders to this disk, but for files of certain names."""
+        if self.mirror:
+            self.mirror.bring_folders(["/".join(parts) for parts in folders], but)
+
+    def list(self, *parts: str) -> list[str]:
+        """Names of what is published directly in a folder, the newest first."""
+        if self.mirror:
+            return self.mirror.list("/".join(parts))
+        newest = []
+        with suppress(FileNotFoundError, NotADirectoryError):
+            for entry in os.scandir(self.folder(*parts)):
+                with suppress(FileNotFoundError):  # discarded meanwhile
+                    newest.append((entry.stat().st_mtime_ns, entry.name))
+        return [name for _, name in sorted(newest, reverse=True)]
 
     def looking(self) -> "Store":
         """The same store, only looked at: a stage finds its result there or raises NotPublished at once."""
-        return Store(self.root, looks_only=True)
+        same = copy(self)
+        same.looks_only = True
+        return same
 
     def check_may_make(self, *parts: str) -> None:
         """See that what is not published at `parts` may be made here.
@@ -56,7 +96,7 @@ class Store:
         if self.looks_only:
             raise NotPublished(
                 f"{'/'.join(parts)} is not published, and this store is only looked at. "
-                f"Run the job that makes it on the store at {self.root}."
+                f"Run the job that makes it on the store at {self.address}."
             )
 
     def check_writable(self) -> None:
@@ -64,41 +104,51 @@ class Store:
 
         Raises:
             StoreNotWritable: the folder can't be created or written.
+            StoreUnreachable: the object store does not answer.
         """
         with self.publish_file("writable"):
             pass
-        self.folder("writable").unlink(missing_ok=True)
+        self.discard("writable")
 
     def check_room(self, needed_bytes: int) -> None:
-        """See that the disk has room for so many bytes more.
+        """See that the disk has room for so many bytes more. An object store has.
 
         Raises:
             DiskFull: it has not.
         """
         free = self.free_bytes()
-        if needed_bytes > free:
+        if needed_bytes > free and not self.mirror:
             raise DiskFull(
-                f"{needed_bytes / 1e6:.0f} MB more are needed and the disk of the store at {self.root} has "
+                f"{needed_bytes / 1e6:.0f} MB more are needed and the disk of the store at {self.address} has "
                 f"{free / 1e6:.0f} MB left. Make room, or choose another folder with --store or THAW_STORE."
             )
 
     def free_bytes(self) -> int:
-        """Bytes left on the disk that the store lies on, or would lie on."""
-        return shutil.disk_usage(next(path for path in (self.root, *self.root.parents) if path.exists())).free
+        """Bytes left on the disk that the store, or this machine's copy of it, lies on or would lie on."""
+        return shutil.disk_usage(
+            next(path for path in (self._root, *self._root.parents) if path.exists())
+        ).free
 
     def read(self, kind: str, digest: str, record: type[SomeRecord]) -> SomeRecord | None:
         """The record published as `<kind>/<digest>.json`, or None. A damaged file is set aside."""
         return self.read_file(self.folder(kind, f"{digest}.json"), record)
 
     def read_file(self, path: Path, record: type[SomeRecord]) -> SomeRecord | None:
-        """The record in a file, or None. A damaged file is set aside."""
+        """The record in a file of the store, or None. A damaged file is set aside."""
         try:
-            return record.from_json(path.read_bytes())
+            return record.from_json(self.fetch(*path.relative_to(self._root).parts).read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError as error:
             self.set_aside(path, f"not a readable {record.__name__}: {error.errors()[0]['msg']}")
             return None
+
+    def read_all(self, kind: str, record: type[SomeRecord]) -> Iterator[SomeRecord]:
+        """Every readable record published as `<kind>/….json`, the newest first."""
+        for name in self.list(kind):
+            found = self.read_file(self.folder(kind, name), record) if name.endswith(".json") else None
+            if found is not None:
+                yield found
 
     def read_folder(
         self, kind: str, digest: str, name: str, record: type[SomeRecord], files: Sequence[str]
@@ -108,9 +158,17 @@ class Store:
         A folder whose record is damaged, or which lacks one of the `files`, is set aside whole.
         """
         folder = self.folder(kind, digest)
-        found = self.read_file(folder / name, record)
-        lost = [file for file in files if not (folder / file).is_file()]
-        if folder.exists() and (found is None or lost):
+        if self.mirror:
+            there = self.mirror.find_marker(f"{kind}/{digest}")
+        else:
+            there = (
+                {file for file in (name, *files) if (folder / file).is_file()} if folder.exists() else None
+            )
+        if there is None:
+            return None
+        found = self.read_file(folder / name, record) if name in there else None
+        lost = [file for file in (name, *files) if file not in there]
+        if found is None or lost:
             self.set_aside(folder, f"it lacks {', '.join(lost or [name])}")
             return None
         return found
@@ -128,13 +186,16 @@ class Store:
             partial = folder / parts[-1]
             partial.touch()
             yield partial
+            if self.mirror:
+                self.mirror.put_file(partial, "/".join(parts))
+                return
             target = self.folder(*parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             partial.replace(target)
 
     @contextmanager
     def publish_folder(self, *parts: str) -> Iterator[Path]:
-        """Yield an empty folder to fill; at the end it becomes the folder at `parts`.
+        """Yield an empty folder to fill; at the end it becomes the folder at `parts`, with a marker.
 
         Where another writer was faster its folder stays, and this one is dropped: both hold the same.
         """
@@ -143,13 +204,48 @@ class Store:
             partial = folder / parts[-1]
             partial.mkdir()
             yield partial
-            target = self.folder(*parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.rename(target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
+            if self.mirror:
+                self.mirror.put_folder(partial, "/".join(parts))
+                return
+            (partial / MARKER).write_bytes(describe_folder(partial))
+            self._place(partial, self.folder(*parts))
+
+    def create(self, *parts: str, data: bytes) -> bool:
+        """Publish a folder with one file, whose path `parts` are, unless there is one; says whether there was none.
+
+        What was created outlives a power cut: unlike all else in the store, it may be something that can't be
+        made again.
+        """
+        self.check_may_make(*parts)
+        if self.mirror:
+            return self.mirror.objects.create("/".join(parts), data)
+        with self._partial() as folder:
+            partial = folder / parts[-2]
+            partial.mkdir()
+            write_through(partial / parts[-1], data)
+            # A folder can't be renamed to one that holds something, where a file would replace another.
+            return self._place(partial, self.folder(*parts[:-1]))
+
+    def slip(self, *parts: str) -> Slip:
+        """A small text that may change."""
+        if self.mirror:
+            return ObjectSlip(self.mirror.objects, "/".join(parts))
+        return FileSlip(self.folder(*parts))
+
+    def discard(self, *parts: str) -> None:
+        """Delete a published file or folder."""
+        place = self.folder(*parts)
+        if self.mirror:
+            self.mirror.delete("/".join(parts))
+        elif place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
+    def share(self, path: Path) -> None:
+        """See that a file or folder which was written straight to its place in the store is in the store."""
+        if self.mirror and path.is_relative_to(self._root):
+            self.mirror.upload(path)
 
     def set_aside(self, path: Path, reason: str) -> None:
         """Move a damaged file or folder out of the way, so that it is made again.
@@ -159,11 +255,29 @@ class Store:
         if self.looks_only:
             return
         target = self.folder("damaged", f"{path.parent.name}-{path.name}-{time.time_ns()}")
-        logger.warning("%s is damaged (%s); moved to %s, to be made again", path, reason, target)
+        what = path.relative_to(self._root).as_posix()
+        place = f"damaged/{target.name}"
+        logger.warning(
+            "%s/%s is damaged (%s); moved to %s, to be made again", self.address, what, reason, place
+        )
+        if self.mirror:
+            self.mirror.set_aside(what, place)
+            return
         with self._writing():
             target.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another process set it aside first
                 path.rename(target)
+
+    def _place(self, made: Path, target: Path) -> bool:
+        """Rename a folder into place; False where one is there already."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            made.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
+        return True
 
     @contextmanager
     def _partial(self) -> Iterator[Path]:
@@ -187,16 +301,24 @@ class Store:
                 error.errno is None and self.free_bytes() < _NEARLY_FULL_BYTES
             ):
                 raise DiskFull(
-                    f"no room left for the store at {self.root} ({self.free_bytes() / 1e6:.0f} MB free). "
+                    f"no room left for the store at {self.address} ({self.free_bytes() / 1e6:.0f} MB free). "
                     "What is published stays valid: make room, or move the store and pass --store, "
                     "then run the same command again."
                 ) from error
-            if error.errno in _NOT_WRITABLE and Path(error.filename or self.root).is_relative_to(self.root):
+            if error.errno in _NOT_WRITABLE and Path(error.filename or self._root).is_relative_to(self._root):
                 raise StoreNotWritable(
-                    f"the store at {self.root} can't be written: {error.strerror}. "
+                    f"the store at {self._root} can't be written: {error.strerror}. "
                     "Choose another folder with --store or THAW_STORE, or mend its permissions."
                 ) from error
             raise
+
+
+def write_through(path: Path, data: bytes) -> None:
+    """Write a file so that it outlives a power cut."""
+    with path.open("wb") as opened:
+        opened.write(data)
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _sweep(partials: Path) -> None:

@@ -9,7 +9,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -149,7 +148,7 @@ def find_checkpoint(store: Store, address: str) -> Checkpoint | None:
 
 def load_network(store: Store, address: str, which: Literal["model", "last"] = "model") -> Any:
     """A checkpoint's network: `model` with its best weights, or `last` with the optimizer, to go on with."""
-    return prepare_keras().models.load_model(store.folder("checkpoints", address, f"{which}.keras"))
+    return prepare_keras().models.load_model(store.fetch("checkpoints", address, f"{which}.keras"))
 
 
 def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
@@ -293,12 +292,13 @@ class _Journal:
 
     def __init__(self, store: Store, address: str):
         self._store = store
-        self._folder = store.folder("journals", address)
+        self._address = address
         self._kept = time.monotonic()
 
     def read(self) -> TrainingState | None:
-        for entry in sorted(self._folder.glob("*"), reverse=True):
+        for name in sorted(self._store.list("journals", self._address), reverse=True):
             keras = prepare_keras()
+            entry = self._store.fetch("journals", self._address, name)
             try:
                 network = keras.models.load_model(entry / "last.keras")
                 with np.load(entry / "best.npz", allow_pickle=False) as arrays:
@@ -315,14 +315,14 @@ class _Journal:
         if time.monotonic() - self._kept < _JOURNAL_SECONDS:
             return
         name = f"{len(state.history.epochs):06d}"
-        with self._store.publish_folder("journals", self._folder.name, name) as partial:
+        with self._store.publish_folder("journals", self._address, name) as partial:
             state.network.save(partial / "last.keras")
             np.savez(partial / "best.npz", *state.best)
             (partial / "history.json").write_text(state.history.to_json(), encoding="utf-8")
-        for entry in self._folder.glob("*"):
-            if entry.name < name:
-                shutil.rmtree(entry, ignore_errors=True)
+        for older in self._store.list("journals", self._address):
+            if older < name:
+                self._store.discard("journals", self._address, older)
         self._kept = time.monotonic()
 
     def clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._store.discard("journals", self._address)
