@@ -1,17 +1,20 @@
-"""Fixtures that the tests share: the real data, a drawn dump, a store."""
+"""Fixtures that the tests share: the real data, a drawn dump, a store, an object store."""
 
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.command import PROJECT, Server
+from tests.s3 import Bucket, ObjectServer, list_environment
 from thaw.config import TrainConfig, build_config
 from thaw.drawings import draw_dump
 from thaw.store import Store
@@ -77,9 +80,7 @@ def prepared(drawn_dump: Path, tmp_path_factory: pytest.TempPathFactory):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real Prefect server on a free port, with a home of its own."""
     home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _find_port()
     server = Server(url=f"http://127.0.0.1:{port}/api", home=home)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("w") as log:
@@ -93,6 +94,58 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
+    """A server that speaks S3 on a free port, in a process of its own."""
+    home = tmp_path_factory.mktemp("s3")
+    endpoint = f"http://127.0.0.1:{(port := _find_port())}"
+    server = ObjectServer(endpoint, list_environment(endpoint, nowhere=str(home / "no-profile")))
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.s3", str(port)], stdout=log, stderr=log, cwd=PROJECT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(httpx.HTTPError):
+                server.counts()
+                break
+            assert process.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()
+            time.sleep(0.1)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def s3(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket. This process and those that it starts find it as a user's would, by the environment."""
+    from s3fs import S3FileSystem
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in object_server.environment.items():
+        monkeypatch.setenv(name, value)
+    # Kept instances hold the credentials of the test before.
+    S3FileSystem.clear_instance_cache()
+    object_server.faults()
+    bucket = Bucket(object_server.make_bucket(f"bucket-{next(_BUCKETS)}"), object_server)
+    object_server.faults()
+    yield bucket
+    object_server.faults()
+    S3FileSystem.clear_instance_cache()
+
+
+_BUCKETS = itertools.count(1)
+
+
+def _find_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _answers(server: Server) -> bool:
