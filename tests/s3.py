@@ -30,6 +30,9 @@ _DENIED = (
 )
 
 
+FAILURES = ("slow_down", "cut", "cut_after", "cut_within")
+
+
 @dataclass
 class Faults:
     """How the server misbehaves from now on.
@@ -38,8 +41,8 @@ class Faults:
         seconds: every request takes that much longer.
         fail_share: the share of requests that fail, drawn by a generator seeded with `seed`.
         fail_every: every so-manieth request fails; 0 is none.
-        failure: what failing is: 503 SlowDown, a connection cut before anything is done, one cut after it is
-            done, so that nobody is told, or any of the three.
+        failure: what failing is, `any` or one of `FAILURES`: 503 SlowDown; a connection that is cut before
+            anything is done, after it is done, so that nobody is told, or in the middle of the answer.
         die_after: after so many PUTs every connection is cut; 0 cuts them at once.
         dead_seconds: for how long, counted from the first connection cut; without it until faults are set again.
     """
@@ -86,6 +89,8 @@ class Misbehaving:
         if failure == "cut_after":
             b"".join(self._answer(environ, lambda *_: None))
             return _cut(environ, start_response)
+        if failure == "cut_within":
+            return _cut_within(environ, b"".join(self._answer(environ, start_response)))
         return self._answer(environ, start_response)
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -113,7 +118,7 @@ class Misbehaving:
             )
             failure = faults.failure if failing else None
             if failure == "any":
-                failure = self._random.choice(("slow_down", "cut", "cut_after"))
+                failure = self._random.choice(FAILURES)
             if faults.die_after is not None and self._counts["PUT"] >= faults.die_after:
                 self._died = self._died or time.monotonic()
                 if faults.dead_seconds is None or time.monotonic() < self._died + faults.dead_seconds:
@@ -133,6 +138,11 @@ def _cut(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterabl
     environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
     start_response("503 Cut", [])
     return []
+
+
+def _cut_within(environ: dict[str, Any], body: bytes) -> Iterable[bytes]:
+    yield body[: len(body) // 2]
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
 """An object store through fsspec: bytes under keys, with the patience that a network needs."""
 
 import logging
+import re
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,19 +21,32 @@ Result = TypeVar("Result")
 # How long an object store may be away before the run gives up: a restart of its server, a cable.
 PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
+# An object is asked for and waited for; while one is on its way others can be asked for.
+REQUESTS_AT_ONCE = 32
 # What is wrong with the question will be wrong again.
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-# Of each file system: what keeps its listings fresh, and lets it try again by itself before Thaw does.
+_PASSING_STATUSES = (408, 409, 425, 429)
+_PASSING_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
+_PASSING_ERRORS = frozenset(
+    {"ConnectionError", "HTTPClientError", "IncompleteReadError", "ResponseParserError"}
+)
+# Protocols by the package that speaks them, which is also what Thaw's extra is called.
+_FAMILIES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+# Of each file system: how often it tries again by itself, quickly, before Thaw does, with patience.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
         "config_kwargs": {
-            "retries": {"max_attempts": 3, "mode": "standard"},
+            "retries": {"total_max_attempts": 3, "mode": "standard"},
             "connect_timeout": 10,
             "read_timeout": 60,
+            "max_pool_connections": REQUESTS_AT_ONCE,
         }
     },
 }
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+# In one piece, which s3fs otherwise asks an object's size for first.
+_WHOLE: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}}
+# fsspec's memory looks whether there is a file and then writes it.
+_CREATING_IN_MEMORY = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +65,7 @@ class Objects:
     Raises:
         StoreUnreachable: it stayed away for `PATIENCE_SECONDS`.
         StoreNotWritable: it refuses who asks.
+        BadConfig: there is no such bucket, or the settings of the connection are wrong.
         FileNotFoundError: there is no such object.
     """
 
@@ -56,44 +74,74 @@ class Objects:
         from fsspec.core import url_to_fs  # a store on a disk does without
 
         self.url = url
-        options = _OPTIONS.get(url.protocol, {})
+        self._family = _FAMILIES.get(url.protocol, "")
+        options = _OPTIONS.get(self._family, {})
         try:
             self._system, self._root = url_to_fs(str(url), use_listings_cache=False, **options)
         except ImportError as error:
-            extra = _EXTRAS.get(url.protocol)
-            how = f"pip install 'thaw[{extra}]'" if extra else str(error)
+            how = f"pip install 'thaw[{self._family}]'" if self._family else str(error)
             raise MissingPackage(f"{url.protocol}:// needs a package that is not installed: {how}") from error
         except ValueError as error:
             raise BadConfig(f"{url} can't be opened: {error}") from error
+        if self._family == "s3":
+            # Of each call; five times five, as it would be, are a minute and a half of silence.
+            self._system.retries = 2
+
+    def __reduce__(self) -> tuple[type, tuple[Url]]:
+        """Another process opens it by its URL, with credentials of its own."""
+        return type(self), (self.url,)
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
-        """An object's bytes, or those from `start` up to `end`."""
-        return self._ask(self._system.cat_file, self._path(key), start=start, end=end)
+        """An object's bytes, or those from `start` up to `end`, as far as there are any."""
+        if start is None and end is None:
+            return self._ask(self._system.cat_file, self._path(key), **_WHOLE.get(self._family, {}))
+        try:
+            return self._ask(self._system.cat_file, self._path(key), start=start or 0, end=end)
+        except _NoSuchRange:
+            return b""
 
     def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
         """The bytes of several objects, asked for at once; what is not there is left out."""
-        paths = {self._path(key): key for key in keys}
-        found = self._ask(self._system.cat, list(paths), on_error="omit") if paths else {}
-        return {key: found[path] for path, key in paths.items() if path in found}
+
+        def read(key: str) -> bytes | None:
+            try:
+                return self.read(key)
+            except FileNotFoundError:
+                return None
+
+        found = zip(keys, self._at_once(read, keys), strict=True)
+        return {key: data for key, data in found if data is not None}
 
     def find(self, key: str) -> Facts:
         """What is known of one object."""
-        return _facts(self._ask(self._system.info, self._path(key)))
+        info = self._ask(self._system.info, self._path(key))
+        if info.get("type") == "directory":
+            raise FileNotFoundError(f"{self.url}/{key} is a folder")
+        return _facts(info)
 
     def list(self, prefix: str = "") -> dict[str, Facts]:
-        """Every object below a folder, by its key."""
+        """Every object below a folder, by its key, in no order; none below what is not there."""
 
         def ask() -> dict[str, Any]:
             self._system.invalidate_cache()
             return self._system.find(self._path(prefix), detail=True)
 
-        cut = len(self._root.rstrip("/")) + 1
-        return {path[cut:]: _facts(info) for path, info in self._ask(ask).items()}
+        below, cut = f"{self._path(prefix).rstrip('/')}/", len(self._root.rstrip("/")) + 1
+        # Some tools mark a folder by an object whose name ends in a slash.
+        return {
+            path[cut:]: _facts(info)
+            for path, info in self._ask(ask).items()
+            if path.startswith(below) and not path.endswith("/")
+        }
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object where there is none yet, and say whether it is there now as given."""
+        """Put an object where there is none yet, and say whether it is there now as given.
+
+        Of several who create one object with bytes of their own, one is told that it is.
+        """
         try:
-            self._ask(self._system.pipe_file, self._path(key), data, mode="create")
+            with _CREATING_IN_MEMORY if self.url.protocol == "memory" else nullcontext():
+                self._ask(self._system.pipe_file, self._path(key), data, mode="create")
         except FileExistsError:
             # An answer that got lost on its way made us ask twice.
             return self.read(key) == data
@@ -113,11 +161,20 @@ class Objects:
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is not there is as good as deleted."""
-        for key in keys:
-            try:
+
+        def delete(key: str) -> None:
+            with suppress(FileNotFoundError):
                 self._ask(self._system.rm_file, self._path(key))
-            except FileNotFoundError:
-                continue
+
+        for _ in self._at_once(delete, keys):
+            pass
+
+    def _at_once(self, work: Callable[[str], Result], keys: Sequence[str]) -> Iterator[Result]:
+        pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+        try:
+            yield from pool.map(work, keys)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _path(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}" if key else self._root
@@ -127,46 +184,81 @@ class Objects:
         while True:
             try:
                 return call(*args, **kwargs)
-            except _FINAL:
-                raise
-            except PermissionError as error:
-                raise StoreNotWritable(self._say_refused(error)) from error
             except Exception as error:
-                if _lacks_credentials(error):
-                    raise StoreNotWritable(self._say_refused(error)) from error
-                if not _may_pass(error):
-                    raise
+                self._raise_final(error)
                 if time.monotonic() > ends:
                     raise StoreUnreachable(
-                        f"{self.url} did not answer for {PATIENCE_SECONDS:.0f} s ({type(error).__name__}: {error}). "
+                        f"{self.url} did not answer for {PATIENCE_SECONDS:.0f} s ({_say(error)}). "
                         "What is published stays valid: when it is back, run the same command again."
                     ) from error
-                logger.warning("%s does not answer (%s); asking again", self.url, type(error).__name__)
+                logger.warning("%s does not answer (%s); asking again", self.url, _say(error))
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def _say_refused(self, error: Exception) -> str:
-        return (
-            f"{self.url} refuses access ({error}). Credentials are looked for in the environment, in the profile "
-            "files of the cloud's own tools, in fsspec's settings, and in the Prefect block that "
-            "THAW_STORAGE_BLOCK names."
-        )
+    def _raise_final(self, error: Exception) -> None:
+        """Raise what asking again would not mend, as one of Thaw's errors where a user can put it right."""
+        status, code = _read_answer(error)
+        if code == "NoSuchBucket":
+            raise BadConfig(
+                f"there is no bucket for {self.url}. Correct its name, or make it with the cloud's own tools."
+            ) from error
+        if status == 412:
+            raise FileExistsError(str(error)) from error
+        if status == 416:
+            raise _NoSuchRange(str(error)) from error
+        if isinstance(error, _FINAL):
+            raise error
+        if isinstance(error, PermissionError) or _lacks_credentials(error):
+            raise StoreNotWritable(
+                f"{self.url} refuses access ({_say(error)}). Credentials are looked for in the environment, in the "
+                "profile files of the cloud's own tools, in fsspec's settings, and in the Prefect block that "
+                "THAW_STORAGE_BLOCK names."
+            ) from error
+        if _may_pass(error, status, code):
+            return
+        if status or isinstance(error, ValueError) or _package(error) == "botocore":
+            raise BadConfig(
+                f"{self.url} can't be used: {_say(error)}. Correct the URL, or the settings of the connection."
+            ) from error
+        raise error
 
 
-def _may_pass(error: Exception) -> bool:
+class _NoSuchRange(Exception):
+    """What was asked for begins where the object has ended."""
+
+
+def _read_answer(error: Exception) -> tuple[int, str]:
+    """The HTTP status and S3's own name of an error that a server answered with, as far as it did."""
+    for each in (error, error.__cause__, error.__context__):
+        answer = getattr(each, "response", None)
+        if isinstance(answer, dict):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return int(status or 0), str(answer.get("Error", {}).get("Code", ""))
+    return 0, ""
+
+
+def _may_pass(error: Exception, status: int, code: str) -> bool:
     """Whether an error may be the network's or the server's mood: file systems raise whatever their library does."""
-    package = type(error).__module__.split(".")[0]
-    return isinstance(error, OSError | TimeoutError) or package in (
-        "aiohttp",
-        "aiobotocore",
-        "botocore",
-        "gcsfs",
-        "urllib3",
-    )
+    if status:
+        return status >= 500 or status in _PASSING_STATUSES or code in _PASSING_CODES
+    if _package(error) == "botocore":
+        return any(kind.__name__ in _PASSING_ERRORS for kind in type(error).__mro__)
+    return isinstance(error, OSError) or _package(error) in ("aiobotocore", "aiohttp", "gcsfs", "urllib3")
+
+
+def _package(error: Exception) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def _lacks_credentials(error: Exception) -> bool:
-    return "credentials" in type(error).__name__.lower()
+    """No credentials, or a profile, a token or a log-in that there isn't or that has expired."""
+    name = type(error).__name__
+    return any(word in name for word in ("Credential", "Profile", "Token", "SSO", "Login"))
+
+
+def _say(error: Exception) -> str:
+    """An error with its kind, without the name and password that an endpoint's URL may hold."""
+    return f"{type(error).__name__}: {re.sub(r'//[^/@]*@', '//', str(error))}"
 
 
 def _facts(info: dict[str, Any]) -> Facts:
