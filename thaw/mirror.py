@@ -87,13 +87,11 @@ class Mirror:
         folder, _, name = key.rpartition("/")
         known = self._recall_marker(folder)
         if known is None or name not in known:
-            listed = self.objects.list(key)
-            if key in listed:
-                with self._aside(key) as partial:
-                    self.objects.download(key, partial)
-                return True
-            if f"{key}/{MARKER}" in listed:
+            if f"{key}/{MARKER}" in self.objects.list(key):
                 self.bring_folders([key])
+                return True
+            with suppress(FileNotFoundError), self._aside(key) as partial:
+                self.objects.download(key, partial)
                 return True
             known = self.find_marker(folder) if folder else None
         if known is None or name not in known:
