@@ -90,7 +90,7 @@ class Mirror:
             if f"{key}/{MARKER}" in self.objects.list(key):
                 self.bring_folders([key])
                 return True
-            with suppress(FileNotFoundError), self._aside(key) as partial:
+            with suppress(FileNotFoundError, FileExistsError, IsADirectoryError), self._aside(key) as partial:
                 self.objects.download(key, partial)
                 return True
             known = self.find_marker(folder) if folder else None
