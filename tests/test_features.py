@@ -19,11 +19,11 @@ from thaw.augment import draw_view
 from thaw.backbone import build_backbone, load_backbone
 from thaw.config import AugmentationConfig, TrainConfig
 from thaw.dump import scan_dump
-from thaw.errors import BadDump, DiskFull
+from thaw.errors import BadDump, DamagedShard, DiskFull
 from thaw.features import cache_features
 from thaw.head import train_head
 from thaw.images import decode_image, read_image, resize_image
-from thaw.records import Backbone, Features, Made, Split
+from thaw.records import SIDES, Backbone, Features, Made, Split
 from thaw.rows import Rows, ViewSource, export_features, open_training_rows
 from thaw.split import publish_split
 from thaw.store import Store
@@ -60,6 +60,14 @@ def list_shards(features: Features, store: Store) -> dict[str, int]:
     """How many rows each shard of the training rows' space holds."""
     shards = store.folder("features", features.train.space).glob("*/keys.npy")
     return {file.parent.name: len(np.load(file, allow_pickle=False)) for file in shards}
+
+
+def damage_shard(features: Features, store: Store) -> None:
+    """Change a byte of the features in one shard of the training rows' space."""
+    shard = next(store.folder("features", features.train.space).glob("*/features.npy"))
+    content = bytearray(shard.read_bytes())
+    content[500] ^= 0xFF
+    shard.write_bytes(content)
 
 
 @pytest.fixture
@@ -186,15 +194,55 @@ def test_a_damaged_shard_is_computed_again_and_alone(
     monkeypatch.setattr(stage, "_SHARD_ROWS", 32)
     first = fill(drawn_dump, store)
     before = read_all(first.value, store)
-    shard = next(store.folder("features", first.value.train.space).glob("*/features.npy"))
-    content = bytearray(shard.read_bytes())
-    content[500] ^= 0xFF
-    shard.write_bytes(content)
+    damage_shard(first.value, store)
     decoded.clear()
     again = fill(drawn_dump, store)
     assert 0 < len(decoded) <= 32
     np.testing.assert_array_equal(read_all(again.value, store), before)
     assert list(store.folder("damaged").iterdir())
+
+
+def test_nothing_is_computed_from_a_damaged_shard_of_a_shallower_cut(
+    drawn_dump: Path, tmp_path: Path, store: Store, monkeypatch, decoded: list[bytes]
+):
+    monkeypatch.setattr(stage, "_SHARD_ROWS", 32)
+    shallow = fill(drawn_dump, store, cut="block4_pool", split=FEW).value
+    damage_shard(shallow, store)
+    decoded.clear()
+    made = fill(drawn_dump, store, split=FEW).value
+    assert 0 < len(decoded) <= 32
+    whole = Store(tmp_path / "whole")
+    np.testing.assert_array_equal(
+        read_all(made, store), read_all(fill(drawn_dump, whole, split=FEW).value, whole)
+    )
+
+
+def test_features_damaged_after_they_were_cached_are_not_trained_on_and_made_again_by_the_next_run(
+    drawn_dump: Path, store: Store, decoded: list[bytes]
+):
+    made = fill(drawn_dump, store, split=FEW).value
+    before = read_all(made, store)
+    damage_shard(made, store)
+    with pytest.raises(DamagedShard, match="made again by the same command"):
+        read_all(made, store)
+    decoded.clear()
+    fill(drawn_dump, store, split=FEW)
+    assert len(decoded) == 40
+    np.testing.assert_array_equal(read_all(made, store), before)
+
+
+def test_what_is_missing_is_computed_in_the_order_of_the_split(drawn_dump: Path, store: Store):
+    fill(drawn_dump, store, split={"train": 3, "validation": 5, "test": 5})
+    fill(drawn_dump, store, split=FEW)
+    _, split, _ = prepare(drawn_dump, store, split=FEW)
+    order = [row.sha256 for side in SIDES for row in split.rows(side)]
+    spaces = store.folder("features").glob("*/*/keys.npy")
+    for keys in (np.load(file, allow_pickle=False) for file in spaces):
+        if len(keys) == 14:
+            made = [image.tobytes().hex() for image in keys["image"]]
+            assert made == [image for image in order if image in made]
+            return
+    raise AssertionError("the rows that were missing are in no shard of their own")
 
 
 def test_only_training_images_have_views_and_each_view_is_another(drawn_dump: Path, store: Store):

@@ -16,9 +16,10 @@ from thaw.device import prepare_keras
 from thaw.errors import BadModel
 from thaw.features import describe_space
 from thaw.folds import make_folds
+from thaw.index import Key
 from thaw.model import load_model
 from thaw.records import Backbone, Made, Outcome, Record, Side, Split, StageTime, digest_of
-from thaw.shards import Key, SpaceFolder
+from thaw.shards import SpaceFolder
 from thaw.split import Groups
 from thaw.store import Store
 from thaw.trainer import find_checkpoint, load_network
@@ -191,7 +192,9 @@ def plan_passes(config: TrainConfig, split: Split, store: Store, groups: Groups 
             images += _count_images(absent)
             for start in cut_points(backbone, cut) if absent else ():
                 space = describe_space(backbone, config.backbone, start, store, augmentation)
-                absent = SpaceFolder(store, space).missing(absent)
+                folder = SpaceFolder(store, space)
+                folder.verify(absent)
+                absent = folder.missing(absent)
             decodes += _count_images(absent)
         planned.setdefault(title, Pass(images=images, decodes=decodes))
     return planned

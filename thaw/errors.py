@@ -22,6 +22,7 @@ ThawError
 ├── DiskFull                no room left; the store stays valid and the run can be resumed
 ├── StoreUnreachable        an object store stayed away; the run can be resumed when it is back
 ├── NotPublished            asked of a store that is only looked at, and not in it
+├── DamagedShard            cached features are not what was written; they are made again by the next run
 ├── EmptyHistory            a verdict was asked for before any epoch was run
 ├── ChampionMoved           a decision was made against a model that is champion no more
 ├── UnlikeSplits            two results of different splits were about to be compared
@@ -113,6 +114,10 @@ class StoreUnreachable(ThawError):
 
 class NotPublished(ThawError):
     """A store that is only looked at lacks what was asked for, and it is not made there."""
+
+
+class DamagedShard(ThawError):
+    """Cached features are not those that were written. They are set aside, and made again by the same command."""
 
 
 class FeatureOverflow(Mistake):

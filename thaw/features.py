@@ -5,7 +5,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import groupby, islice
+from functools import cache
+from itertools import compress, groupby, islice
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -16,10 +17,11 @@ from thaw.backbone import cut_points, find_cut, order_cuts
 from thaw.claims import claim
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
 from thaw.extract import BATCH_ROWS, Extractor, map_ahead, read_views
+from thaw.index import Key, pack_keys
 from thaw.precision import choose_precision
 from thaw.progress import track
 from thaw.records import SIDES, Backbone, Features, FeatureSet, FeatureSpace, ImageRow, Made, Side, Split
-from thaw.shards import Key, SpaceFolder
+from thaw.shards import SpaceFolder
 from thaw.store import Store
 
 logger = logging.getLogger(__name__)
@@ -140,26 +142,30 @@ def _fill(
 ) -> int:
     """See that `space` has every row at each of the cuts; returns how many this run computed."""
     rows = {(row.sha256, view): row for row, view in wanted}
-    folders = _open(space, cuts, store)
+    packed = pack_keys(rows)
+    folders = _open(space, cuts, packed, store)
     for folder in folders.values():
         folder.publish_facts()
-    if not _plan(folders, rows, backbone, store):
+    if not _plan(folders, rows, packed, backbone, store):
         return 0
     with ExitStack() as claims:
         # From shallow to deep, as every run claims them, so that no two wait for each other.
         for folder in folders.values():
             claims.enter_context(claim(store, "features", folder.space.digest))
         # What another run filled while this one waited is not missing any more.
-        folders = _open(space, cuts, store)
-        plan = _plan(folders, rows, backbone, store)
+        folders = _open(space, cuts, packed, store)
+        plan = _plan(folders, rows, packed, backbone, store)
         if plan:
             _compute(plan, folders, rows, dump, backbone, settings, augmentation, store)
     return sum(len(keys) for keys in plan.values())
 
 
-def _open(space: FeatureSpace, cuts: Iterable[str], store: Store) -> dict[str, SpaceFolder]:
-    """The folders of a space at these cuts, as they are now."""
-    return {cut: SpaceFolder(store, space.at(cut)) for cut in cuts}
+def _open(space: FeatureSpace, cuts: Iterable[str], keys: np.ndarray, store: Store) -> dict[str, SpaceFolder]:
+    """The folders of a space at these cuts, as they are now; what they hold of these rows is whole."""
+    folders = {cut: SpaceFolder(store, space.at(cut)) for cut in cuts}
+    for folder in folders.values():
+        folder.verify(keys)
+    return folders
 
 
 def _deepest(folders: dict[str, SpaceFolder]) -> FeatureSpace:
@@ -198,31 +204,38 @@ def _compute(
                 batches: Iterable = (np.stack(batch) for batch in _chunks(pixels, BATCH_ROWS))
             else:
                 logger.info("%d rows at %s are computed from %s", len(keys), " and ".join(ends), start)
-                shallow = _open(space, [start], store)[start]
+                shallow = SpaceFolder(store, space.at(start))
                 places = (shallow.find(batch) for batch in _chunks(keys, BATCH_ROWS))
                 batches = map_ahead(shallow.read, places, _FEATURES_AHEAD_BATCHES, threads=1)
             _publish([folders[end] for end in ends], keys, iter(batches), extractor, advance, store)
 
 
-def _plan(folders: dict[str, SpaceFolder], keys: Iterable[Key], backbone: Backbone, store: Store) -> Plan:
-    """What there is to compute."""
-    keys = list(keys)
-    absent = {cut: set(folder.missing(keys)) for cut, folder in folders.items()}
-    incomplete = [key for key in keys if any(key in lacking for lacking in absent.values())]
-    if not incomplete:
+def _plan(
+    folders: dict[str, SpaceFolder], keys: Iterable[Key], packed: np.ndarray, backbone: Backbone, store: Store
+) -> Plan:
+    """What there is to compute of these rows, whose keys are given packed as well."""
+    held = np.array([folder.holds(packed) for folder in folders.values()])
+    incomplete = ~held.all(axis=0)
+    if not incomplete.any():
         return {}
-    space = _deepest(folders)
+    packed = packed[incomplete]
     shallower = cut_points(backbone, list(folders)[-1])[:-1]
-    present = {
-        cut: set(incomplete).difference(folder.missing(incomplete))
-        for cut, folder in _open(space, shallower, store).items()
-    }
-    plan = defaultdict(list)
-    for key in incomplete:
-        ends = tuple(cut for cut, lacking in absent.items() if key in lacking)
+    opened = _open(_deepest(folders), shallower, packed, store)
+
+    @cache
+    def choose(cached: tuple[bool, ...]) -> tuple[str | None, tuple[str, ...]]:
+        ends = tuple(cut for cut, has in zip(folders, cached, strict=False) if not has)
+        present = dict(zip(opened, cached[len(folders) :], strict=True))
         before = cut_points(backbone, ends[0])[:-1]
-        start = next((cut for cut in reversed(before) if key in present[cut]), None)
-        plan[start, ends].append(key)
+        return next((cut for cut in reversed(before) if present[cut]), None), ends
+
+    # Whether each row is cached, at the cuts wanted and then at those that it could be computed from.
+    cached = [*held[:, incomplete], *(folder.holds(packed) for folder in opened.values())]
+    plan = defaultdict(list)
+    for key, where in zip(
+        compress(keys, incomplete.tolist()), zip(*(at.tolist() for at in cached), strict=True), strict=True
+    ):
+        plan[choose(where)].append(key)
     return plan
 
 
