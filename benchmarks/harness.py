@@ -36,6 +36,7 @@ BENCHMARKS = (
     "raw_to_accuracy",
     "memory",
     "orchestration",
+    "index",
 )
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 Size = TypeVar("Size")
