@@ -1,5 +1,6 @@
 """An object store through fsspec: bytes under keys, with the patience that a network needs."""
 
+import errno
 import logging
 import re
 import threading
@@ -25,6 +26,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 REQUESTS_AT_ONCE = 32
 # What is wrong with the question will be wrong again.
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+# And so is what is wrong with the disk here, which an object is downloaded to.
+_FINAL_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PASSING_STATUSES = (408, 409, 425, 429)
 _PASSING_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 _PASSING_ERRORS = frozenset(
@@ -139,13 +142,15 @@ class Objects:
 
         Of several who create one object with bytes of their own, one is told that it is.
         """
-        try:
-            with _CREATING_IN_MEMORY if self.url.protocol == "memory" else nullcontext():
-                self._ask(self._system.pipe_file, self._path(key), data, mode="create")
-        except FileExistsError:
-            # An answer that got lost on its way made us ask twice.
-            return self.read(key) == data
-        return True
+        while True:
+            try:
+                with _CREATING_IN_MEMORY if self.url.protocol == "memory" else nullcontext():
+                    self._ask(self._system.pipe_file, self._path(key), data, mode="create")
+                return True
+            except FileExistsError:
+                with suppress(FileNotFoundError):  # deleted since: then there is none yet
+                    # An answer that got lost on its way made us ask twice.
+                    return self.read(key) == data
 
     def replace(self, key: str, data: bytes) -> None:
         """Put an object, over the one that is there."""
@@ -153,10 +158,16 @@ class Objects:
 
     def upload(self, file: Path, key: str) -> None:
         """Put a file's bytes."""
+        if self.url.protocol == "memory":  # an open file there has one position for all who read it
+            self.replace(key, file.read_bytes())
+            return
         self._ask(self._system.put_file, str(file), self._path(key))
 
     def download(self, key: str, file: Path) -> None:
         """Get an object's bytes into a file."""
+        if self.url.protocol == "memory":
+            file.write_bytes(self.read(key))
+            return
         self._ask(self._system.get_file, self._path(key), str(file))
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -206,7 +217,7 @@ class Objects:
             raise FileExistsError(str(error)) from error
         if status == 416:
             raise _NoSuchRange(str(error)) from error
-        if isinstance(error, _FINAL):
+        if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _FINAL_HERE):
             raise error
         if isinstance(error, PermissionError) or _lacks_credentials(error):
             raise StoreNotWritable(
