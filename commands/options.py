@@ -10,7 +10,12 @@ from thaw.config import TrainConfig
 from thaw.errors import BadConfig
 
 DumpOption = Annotated[
-    Path, typer.Option("--dump", help="Zip archive, folder, or NumPy archive of labelled images.")
+    str,
+    typer.Option(
+        "--dump",
+        metavar="PATH",
+        help="Zip archive, folder, or NumPy archive of labelled images: a path or a URL.",
+    ),
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")]
 WeightsOption = Annotated[
@@ -31,7 +36,7 @@ DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
 
 
 def gather_settings(
-    dump: Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
+    dump: str | Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
 ) -> dict[str, Any]:
     """Nested settings, as `build_config` takes them, of what was given on the command line."""
     settings: dict[str, Any] = {"dump": {"path": dump}, "recipe": recipe}

@@ -140,7 +140,7 @@ def _fill(
             # Whether a shard is left out is settled once, when its images are read ahead.
             first, again, last = tee(_leave_out(turns, reached, advance) if shared else iter(turns), 3)
             if start is None:
-                views = map_ahead(draw, _group_images(first), _count_ahead(keys))
+                views = map_ahead(draw, _group_images(first), _count_ahead(keys), dump.readers)
                 pixels = (view for of_image in views for view in of_image)
                 batches: Iterable = (
                     np.stack(list(islice(pixels, len(batch))))

@@ -74,6 +74,7 @@ class Objects:
         from fsspec.core import url_to_fs  # a store on a disk does without
 
         self.url = url
+        self._warned = -_LONGEST_PAUSE_SECONDS
         self._family = _FAMILIES.get(url.protocol, "")
         options = _OPTIONS.get(self._family, {})
         try:
@@ -191,9 +192,16 @@ class Objects:
                         f"{self.url} did not answer for {PATIENCE_SECONDS:.0f} s ({_say(error)}). "
                         "What is published stays valid: when it is back, run the same command again."
                     ) from error
-                logger.warning("%s does not answer (%s); asking again", self.url, _say(error))
+                self._warn(error)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _warn(self, error: Exception) -> None:
+        """Say that the store is away, once for all the threads that wait for it."""
+        now = time.monotonic()
+        if now - self._warned > _LONGEST_PAUSE_SECONDS:
+            self._warned = now
+            logger.warning("%s does not answer (%s); asking again", self.url, _say(error))
 
     def _raise_final(self, error: Exception) -> None:
         """Raise what asking again would not mend, as one of Thaw's errors where a user can put it right."""
