@@ -6,8 +6,9 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from thaw.config import TrainConfig
+from thaw.config import TrainConfig, build_section
 from thaw.errors import BadConfig
+from thaw.runner import Runner
 
 DumpOption = Annotated[
     str,
@@ -29,6 +30,14 @@ SetOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="Folder or URL of the store [THAW_STORE, or store].")
+]
+RunnerOption = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        help="Where to compute: local, pools, dask, or a Dask scheduler's address; KIND,KEY=VALUE,… changes settings "
+        "of it, such as dask,workers=2.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -55,6 +64,22 @@ def gather_settings(
     if weights is not None:
         put_setting(settings, "backbone.weights", weights)
     return settings
+
+
+def read_runner(text: str) -> Runner:
+    """The runner that an option names.
+
+    Raises:
+        BadConfig: there is no such kind, or a setting is unknown or out of bounds.
+    """
+    word, *changes = text.split(",")
+    settings: dict[str, Any] = {"address": word, "kind": "dask"} if "://" in word else {"kind": word}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise BadConfig(f"--runner takes KIND,KEY=VALUE,… such as dask,workers=2. Received: {text!r}.")
+        settings[key.strip()] = value.strip()
+    return build_section(Runner, settings)
 
 
 def put_setting(settings: dict[str, Any], key: str, value: Any) -> None:

@@ -1,15 +1,14 @@
 """Share out the rows that the feature cache lacks among workers, in portions that any of them can fill."""
 
-import dataclasses
 import math
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from thaw.backbone import build_backbone
-from thaw.features import FeatureRequest, describe_space, list_parts, read_split
+from thaw.features import FeatureRequest, cache_request, describe_space, list_parts, read_split
 from thaw.fill import SHARD_ROWS, fill_beside_others, open_folders
 from thaw.index import pack_keys
 from thaw.records import PIXELS, Made, Record
@@ -40,11 +39,15 @@ class Portion(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PortionPlan(Record):
-    """How a request is shared out: the request with its precision settled, and what is missing in portions."""
+    """How a request is shared out: the request with its precision settled, and what is missing in portions.
+
+    `computed` rows were not worth sharing, and are done.
+    """
 
     request: FeatureRequest
     portions: tuple[Portion, ...]
     rows: int
+    computed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ def plan_portions(request: FeatureRequest, images: int, megabytes: int, store: S
     """
     settled = describe_space(request.backbone, request.settings, request.cut, store).precision
     settings = request.settings.model_copy(update={"precision": settled})
-    request = dataclasses.replace(request, settings=settings)
+    request = replace(request, settings=settings)
     parts, cuts = list_parts(request, read_split(request, store), store), request.cuts
     portions: list[Portion] = []
     for number, part in enumerate(parts):
@@ -90,6 +93,21 @@ def plan_portions(request: FeatureRequest, images: int, megabytes: int, store: S
     return Made(value=plan, reused=not portions, note=note)
 
 
+def begin_request(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+    """Share out the rows that are missing, or fill them in where there is no more than one portion.
+
+    Raises:
+        As `cache_features` does.
+    """
+    made = plan_portions(request, images, megabytes, store)
+    plan = made.value
+    if len(plan.portions) != 1:
+        return made
+    cached = cache_request(plan.request, store)
+    computed = plan.portions[0].missing
+    return replace(cached, value=replace(plan, portions=(), computed=computed))
+
+
 def fill_portion(
     request: FeatureRequest, portion: Portion, store: Store, backwards: bool = False
 ) -> Made[PortionReport]:
@@ -103,7 +121,7 @@ def fill_portion(
     """
     started = time.monotonic()
     whole = list_parts(request, read_split(request, store), store)[portion.part]
-    part = dataclasses.replace(whole, images=whole.images[portion.start : portion.end])
+    part = replace(whole, images=whole.images[portion.start : portion.end])
     computed = fill_beside_others(part, request.cuts, request.source, store, backwards)
     seconds = round(time.monotonic() - started, 3)
     report = PortionReport(
