@@ -1,5 +1,6 @@
 """An object store through fsspec: bytes under keys, with the patience that a network needs."""
 
+import errno
 import logging
 import re
 import threading
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thaw.errors import BadConfig, MissingPackage, StoreNotWritable, StoreUnreachable
+from thaw.errors import BadConfig, DiskFull, MissingPackage, StoreNotWritable, StoreUnreachable
 from thaw.location import Url
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Objects:
         StoreUnreachable: it stayed away for `PATIENCE_SECONDS`.
         StoreNotWritable: it refuses who asks.
         BadConfig: there is no such bucket, or the settings of the connection are wrong.
+        DiskFull: this machine's disk has no room for what is downloaded.
         FileNotFoundError: there is no such object.
     """
 
@@ -214,7 +216,13 @@ class Objects:
             raise FileExistsError(str(error)) from error
         if status == 416:
             raise _NoSuchRange(str(error)) from error
-        if isinstance(error, _FINAL):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not status:
+            raise DiskFull(
+                f"there is no room on this disk for what comes from {self.url}. Make room, and run the same command "
+                "again."
+            ) from error
+        # Only files of this machine have names in their errors.
+        if isinstance(error, _FINAL) or getattr(error, "filename", None):
             raise error
         if isinstance(error, PermissionError) or _lacks_credentials(error):
             raise StoreNotWritable(
