@@ -11,10 +11,12 @@ from commands.options import (
     DumpOption,
     JsonOption,
     LayoutOption,
+    RunnerOption,
     SetOption,
     StoreOption,
     WeightsOption,
     gather_settings,
+    read_runner,
 )
 from commands.terminal import notes, print_json, print_table, results
 from commands.training import EXIT_GATE_CLOSED
@@ -46,6 +48,7 @@ def compare(
     weights: WeightsOption = None,
     layout: LayoutOption = None,
     changes: SetOption = None,
+    runner: RunnerOption = "local",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +63,7 @@ def compare(
     # A wrong setting of the last recipe is told before the first one trains.
     list_runs(config)
     place = Store(store)
-    table = run_flow("compare", config, place).data
+    table = run_flow("compare", config, place, runner=read_runner(runner)).data
     report = place.fetch("comparisons", table.address, "report.html")
     if as_json:
         print_json(**_flatten(table), report=str(report))

@@ -11,10 +11,12 @@ from commands.options import (
     JsonOption,
     LayoutOption,
     RecipeOption,
+    RunnerOption,
     SetOption,
     StoreOption,
     WeightsOption,
     gather_settings,
+    read_runner,
 )
 from commands.terminal import print_json, print_table, results
 from thaw.config import build_config, build_section
@@ -35,6 +37,7 @@ def crossvalidate(
     changes: SetOption = None,
     folds: Annotated[int, typer.Option("--folds", help="Parts, each held out once.")] = 5,
     repeats: Annotated[int, typer.Option("--repeats", help="Times that folds are drawn anew.")] = 1,
+    runner: RunnerOption = "local",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,7 +49,9 @@ def crossvalidate(
     config = build_config(gather_settings(dump, recipe, weights, layout, changes))
     settings = build_section(FoldsConfig, {"folds": folds, "repeats": repeats})
     place = Store(store)
-    made: CrossValidation = run_flow("crossvalidate", config, place, folds=settings).data
+    made: CrossValidation = run_flow(
+        "crossvalidate", config, place, folds=settings, runner=read_runner(runner)
+    ).data
     (_print_json if as_json else _print_tables)(made, read_suspects(made, place), place)
 
 

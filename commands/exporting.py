@@ -8,6 +8,7 @@ import typer
 
 from commands.options import JsonOption, StoreOption
 from commands.terminal import print_json, print_table, results
+from thaw.location import parse_source
 from thaw.store import Store
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ def export(
         typer.Option("--to", help="File or folder to write; in exports/ of the store when not given."),
     ] = None,
     images: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--images",
-            help="Image, folder or zip archive to prove the export with, instead of the model's test images. "
-            "Repeatable.",
+            metavar="PATH",
+            help="Image, folder or zip archive, by path or URL, to prove the export with, instead of the model's test "
+            "images. Repeatable.",
         ),
     ] = None,
     most_images: Annotated[
@@ -46,7 +48,8 @@ def export(
     """Write a model for another runtime, once it is proved to give the same probabilities there."""
     from thaw.export import export_model
 
-    made = export_model(model, format, Store(store), to, images or (), quantise, most_images).value
+    sources = [parse_source(image) for image in images or ()]
+    made = export_model(model, format, Store(store), to, sources, quantise, most_images).value
     if as_json:
         print_json(**asdict(made))
         return

@@ -12,9 +12,13 @@ from commands.terminal import notes, print_json, print_table, results
 from thaw.answers import LabelledImage
 from thaw.drift import FALSE_ALARM_RATE
 from thaw.errors import Mistake
+from thaw.location import parse_source
 from thaw.store import Store
 
-ImagesArgument = Annotated[list[Path], typer.Argument(help="Image files, folders or zip archives.")]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGES...", help="Image files, folders or zip archives: paths or URLs."),
+]
 
 
 def predict(
@@ -43,7 +47,8 @@ def predict(
         raise Mistake(f"there is no folder {file.absolute().parent} to write {file.name} to. Make it first.")
     # Relative to where the command is typed, and not to the store.
     place = file.absolute() if file else None
-    labelled = label_images(images, model, place, Store(store), false_alarm_rate).value
+    sources = [parse_source(image) for image in images]
+    labelled = label_images(sources, model, place, Store(store), false_alarm_rate).value
     if as_json:
         rows = [vars(row) for row in read_answers(Path(labelled.file))]
         print_json(
@@ -85,7 +90,8 @@ def imagenet_top3(
     """Name what each image shows, by a published backbone with its own top."""
     from thaw.imagenet import name_images
 
-    named = name_images(images, Store(store), backbone, weights, class_index, top).value
+    sources = [parse_source(image) for image in images]
+    named = name_images(sources, Store(store), backbone, weights, class_index, top).value
     if as_json:
         print_json(backbone=named.backbone, csv=named.csv, images=[vars(image) for image in named.images])
     else:

@@ -6,11 +6,17 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from thaw.config import TrainConfig
+from thaw.config import TrainConfig, build_section
 from thaw.errors import BadConfig
+from thaw.runner import Runner
 
 DumpOption = Annotated[
-    Path, typer.Option("--dump", help="Zip archive, folder, or NumPy archive of labelled images.")
+    str,
+    typer.Option(
+        "--dump",
+        metavar="PATH",
+        help="Zip archive, folder, or NumPy archive of labelled images: a path or a URL.",
+    ),
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")]
 WeightsOption = Annotated[
@@ -25,13 +31,21 @@ SetOption = Annotated[
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="Folder or URL of the store [THAW_STORE, or store].")
 ]
+RunnerOption = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        help="Where to compute: local, pools, dask, or a Dask scheduler's address; KIND,KEY=VALUE,… changes settings "
+        "of it, such as dask,workers=2.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 DEFAULT_RECIPE = TrainConfig.model_fields["recipe"].default
 
 
 def gather_settings(
-    dump: Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
+    dump: str | Path, recipe: str, weights: str | None, layout: str | None, changes: list[str] | None
 ) -> dict[str, Any]:
     """Nested settings, as `build_config` takes them, of what was given on the command line."""
     settings: dict[str, Any] = {"dump": {"path": dump}, "recipe": recipe}
@@ -50,6 +64,22 @@ def gather_settings(
     if weights is not None:
         put_setting(settings, "backbone.weights", weights)
     return settings
+
+
+def read_runner(text: str) -> Runner:
+    """The runner that an option names.
+
+    Raises:
+        BadConfig: there is no such kind, or a setting is unknown or out of bounds.
+    """
+    word, *changes = text.split(",")
+    settings: dict[str, Any] = {"address": word, "kind": "dask"} if "://" in word else {"kind": word}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise BadConfig(f"--runner takes KIND,KEY=VALUE,… such as dask,workers=2. Received: {text!r}.")
+        settings[key.strip()] = value.strip()
+    return build_section(Runner, settings)
 
 
 def put_setting(settings: dict[str, Any], key: str, value: Any) -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from commands.options import DEFAULT_RECIPE, JsonOption, StoreOption, WeightsOption
 from commands.terminal import notes, print_json, print_table, results
 from commands.training import DEMO_RECIPE, draw_demo_dump
+from thaw.location import parse_location
 from thaw.store import Store
 
 if TYPE_CHECKING:
@@ -23,7 +24,12 @@ EXIT_NOT_WELL = 1
 
 def up(
     dump: Annotated[
-        Path | None, typer.Option("--dump", help="Images that the deployments train on; drawn ones if none.")
+        str | None,
+        typer.Option(
+            "--dump",
+            metavar="PATH",
+            help="Images that the deployments train on, by path or URL; drawn ones if none.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="Settings to start from; see `thaw recipes`.")
@@ -46,7 +52,7 @@ def up(
 
     home = find_home()
     options = {
-        "dump": dump and str(dump.expanduser().absolute()),
+        "dump": dump and str(parse_location(dump)),
         "recipe": recipe,
         "weights": weights and locate_weights(weights),
         "store": store,

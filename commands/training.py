@@ -13,20 +13,24 @@ from commands.options import (
     JsonOption,
     LayoutOption,
     RecipeOption,
+    RunnerOption,
     SetOption,
     StoreOption,
     WeightsOption,
     gather_settings,
     put_setting,
+    read_runner,
 )
 from commands.terminal import flatten_outcome, notes, print_json, print_outcome, results
 from thaw.config import PromotionConfig, TrainConfig, build_config, build_section
 from thaw.promotion import Decision
+from thaw.runner import Runner
 from thaw.store import Store
 
 EXIT_GATE_CLOSED = 3
 DEMO_RECIPE = "demo"
 _RULE = PromotionConfig()
+_HERE = Runner()
 
 
 def train(
@@ -38,6 +42,7 @@ def train(
     override_gate: Annotated[
         bool, typer.Option("--override-gate", help="Fine-tune even from an unconverged head, and say so.")
     ] = False,
+    runner: RunnerOption = "local",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,7 +50,7 @@ def train(
     settings = gather_settings(dump, recipe, weights, layout, changes)
     if override_gate:
         put_setting(settings, "gate.override_gate", True)
-    _train(build_config(settings), Store(store), as_json)
+    _train(build_config(settings), Store(store), as_json, read_runner(runner))
 
 
 def demo(store: StoreOption = None, as_json: JsonOption = False) -> None:
@@ -81,6 +86,7 @@ def retrain(
     ask: Annotated[
         bool, typer.Option("--ask", help="Leave it to `thaw promote` to make the new model champion.")
     ] = False,
+    runner: RunnerOption = "local",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -89,7 +95,8 @@ def retrain(
 
     config = build_config(gather_settings(dump, recipe, weights, layout, changes))
     rule = {"margin": margin, "better_by": better_by, "approval": "ask" if ask else "automatic"}
-    ended = run_flow("retrain", config, Store(store), promotion=build_section(PromotionConfig, rule))
+    given = {"promotion": build_section(PromotionConfig, rule), "runner": read_runner(runner)}
+    ended = run_flow("retrain", config, Store(store), **given)
     if as_json:
         decision = asdict(ended.data) if isinstance(ended.data, Decision) else None
         print_json(state=ended.state, reason=ended.message, decision=decision)
@@ -101,10 +108,10 @@ def retrain(
         raise typer.Exit(EXIT_GATE_CLOSED)
 
 
-def _train(config: TrainConfig, store: Store, as_json: bool) -> None:
+def _train(config: TrainConfig, store: Store, as_json: bool, runner: Runner = _HERE) -> None:
     from commands.session import run_flow
 
-    outcome = run_flow("train", config, store).data
+    outcome = run_flow("train", config, store, runner=runner).data
     report = store.fetch("runs", outcome.run, "report.html")
     model = None if outcome.withheld else store.fetch("runs", outcome.run, "model.keras")
     if as_json:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.server import Server
+from thaw.archive import open_dump
 from thaw.config import WEIGHTS, TrainConfig, build_config
 from thaw.errors import BadDump, BadWeights, NotStarted
+from thaw.location import Url, parse_location
 from thaw.records import Record
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -127,9 +129,9 @@ def check_setup(setup: Setup) -> TrainConfig:
         BadDump, BadWeights: nothing lies where the dump or the weights should.
         NotStarted: other machines would reach the server, and it would let everybody in.
     """
-    if setup.dump is None or not Path(setup.dump).exists():
+    if setup.dump is None or not _is_there(setup.dump):
         raise BadDump(
-            f"there is no dump at {setup.dump}. Give the path of a zip archive or a folder: --dump."
+            f"there is no dump at {setup.dump}. Give the path or URL of a zip archive or a folder: --dump."
         )
     if setup.is_open() and not os.environ.get("PREFECT_SERVER_API_AUTH_STRING"):
         raise NotStarted(
@@ -143,6 +145,13 @@ def check_setup(setup: Setup) -> TrainConfig:
     weights = {} if setup.weights is None else {"weights": setup.weights}
     settings = {"dump": {"path": setup.dump}, "backbone": weights}
     return build_config(settings if setup.recipe is None else {**settings, "recipe": setup.recipe})
+
+
+def _is_there(dump: str) -> bool:
+    if isinstance(parse_location(dump), Url):
+        with open_dump(dump):  # which says what is wrong with it
+            return True
+    return Path(dump).exists()
 
 
 def deploy_defaults(config: TrainConfig) -> dict[str, str]:

@@ -11,10 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from flows.method import StorePath, Where, open_store, split_dump
+from flows.method import HERE, StorePath, Where, open_store, split_dump
 from flows.train import train
 from tasks import comparison, dataset
-from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.comparison import CompareConfig, PlannedRun, RunResult, describe_failure, list_runs
@@ -24,6 +23,7 @@ from thaw.duplicates import Duplicates
 from thaw.errors import ThawError
 from thaw.records import Outcome, Split
 from thaw.report.comparison import say_best
+from thaw.runner import Runner
 from thaw.store import Store
 
 # Each is a process with a Keras of its own, which waits for GPU workers most of the time.
@@ -31,7 +31,7 @@ _SIDE_BY_SIDE = 4
 
 
 @flow(name="compare", flow_run_name="compare recipes on {config.dump.path.name}")
-def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
+def compare(config: CompareConfig, store: StorePath = None, runner: Where = HERE) -> State:
     """Train every recipe on the same split, each as a run of its own, and set what they reach beside their cost.
 
     A recipe that fails, or whose gate stays closed, has its row with the reason. Ends as Completed, or as
@@ -44,8 +44,8 @@ def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "i
         with run_stages():
             manifest = dataset.scan_dump(config.dump, place)
             duplicates, split = split_dump(planned[0].config, manifest, place)
-            run_all = _run_side_by_side if dispatch == "pools" else _run_in_turn
-            results = tuple(run_all(planned, split, duplicates, place))
+            run_all = _run_side_by_side if runner.kind == "pools" else _run_in_turn
+            results = tuple(run_all(planned, split, duplicates, place, runner))
             table = comparison.compare_recipes(str(config.dump.path), split, results, place)
     except ThawError as error:
         label_run("failed")
@@ -58,25 +58,25 @@ def compare(config: CompareConfig, store: StorePath = None, dispatch: Where = "i
 
 
 def _run_in_turn(
-    planned: Sequence[PlannedRun], split: Split, duplicates: Duplicates, store: Store
+    planned: Sequence[PlannedRun], split: Split, duplicates: Duplicates, store: Store, runner: Runner
 ) -> Iterator[RunResult]:
     for each in planned:
         try:
             passes = plan_passes(each.config, split, store, duplicates.rows)
         except ThawError:
             passes = None  # the run itself says why it can't start
-        ended = train(each.config, store.address, "inline", return_state=True)
+        ended = train(each.config, store.address, runner, return_state=True)
         yield _describe(each, ended.result(raise_on_failure=False), passes, split, store)
 
 
 def _run_side_by_side(
-    planned: Sequence[PlannedRun], split: Split, _duplicates: Duplicates, store: Store
+    planned: Sequence[PlannedRun], split: Split, _duplicates: Duplicates, store: Store, runner: Runner
 ) -> Iterator[RunResult]:
     """Runs in processes of their own, since Keras's seeds and dtypes belong to a whole process."""
     side_by_side = min(len(planned), _SIDE_BY_SIDE)
-    with ProcessPoolTaskRunner(max_workers=side_by_side, initializer=_end_with_parent) as runner:
+    with ProcessPoolTaskRunner(max_workers=side_by_side, initializer=_end_with_parent) as processes:
         futures = [
-            runner.submit(train_recipe, {"config": each.config, "store": store.address, "dispatch": "pools"})
+            processes.submit(train_recipe, {"config": each.config, "store": store.address, "runner": runner})
             for each in planned
         ]
         ended = [future.result(raise_on_failure=False) for future in futures]
@@ -85,9 +85,9 @@ def _run_side_by_side(
 
 
 @task(name="train recipe", task_run_name="train {config.recipe}", cache_policy=NO_CACHE, persist_result=False)
-def train_recipe(config: TrainConfig, store: str, dispatch: Dispatch) -> Any:
+def train_recipe(config: TrainConfig, store: str, runner: Runner) -> Any:
     """What a run of one recipe came to, or the error that ended it, made in another process than the comparison's."""
-    return train(config, store, dispatch, return_state=True).result(raise_on_failure=False)
+    return train(config, store, runner, return_state=True).result(raise_on_failure=False)
 
 
 def _end_with_parent() -> None:

@@ -5,9 +5,9 @@ import dataclasses
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, open_dump, open_store, open_views, split_dump
-from tasks.dispatch import cancel_children
+from flows.method import HERE, StorePath, Where, open_dump, open_store, open_views, split_dump
 from tasks.folds import cache_fold, draw_folds, publish_crossvalidation, rank_labels, score_fold
+from tasks.pools import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import TrainConfig
@@ -23,7 +23,7 @@ _FIVE = FoldsConfig()
     on_cancellation=[cancel_children],
 )
 def crossvalidate(
-    config: TrainConfig, folds: FoldsConfig = _FIVE, store: StorePath = None, dispatch: Where = "inline"
+    config: TrainConfig, folds: FoldsConfig = _FIVE, store: StorePath = None, runner: Where = HERE
 ) -> State:
     """Let each part of the images that are learned from be predicted by a head trained on the others.
 
@@ -33,7 +33,7 @@ def crossvalidate(
     """
     try:
         place = open_store(store)
-        with run_stages(dispatch) as stages:
+        with run_stages(runner) as stages:
             backbone, manifest = open_dump(config, place)
             duplicates, split = split_dump(config, manifest, place)
             source = open_views(config, backbone)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from tasks import features, training
-from thaw.backbone import find_cut
 from thaw.config import GateConfig, PhaseConfig, TrainConfig, TrainingConfig
 from thaw.ensemble import Member, list_members
 from thaw.records import Backbone, Checkpoint, Features, Split, Verdict
@@ -24,8 +23,10 @@ def cache_mirrored(
     config: TrainConfig, backbone: Backbone, split: Split, cut: str | int, store: Store
 ) -> Features:
     """The features of the mirror images that the model is asked about as well."""
-    cut = find_cut(backbone, cut)
-    return features.cache_mirrored(split, config.dump, backbone, config.backbone, cut, store)
+    sides = ("validation", "test")
+    return features.cache_features(
+        split, config.dump, backbone, config.backbone, cut, store, sides=sides, mirrored=True
+    )
 
 
 def train_heads(
@@ -84,11 +85,8 @@ def _cache(
     store: Store,
     keep: Sequence[str | int] = (),
 ) -> Features:
-    cut, *keep = (find_cut(backbone, each) for each in (cut, *keep))
     images = (split, config.dump, backbone, config.backbone, cut, store)
-    if views:
-        return features.cache_views(*images, views, config.augmentation, tuple(keep))
-    return features.cache_features(*images, tuple(keep))
+    return features.cache_features(*images, keep, views, config.augmentation)
 
 
 def _train_head(

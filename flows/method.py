@@ -12,7 +12,6 @@ from pydantic import Field
 from flows.members import cache_bottlenecks, cache_mirrored, thaw_in_phases, train_heads
 from flows.search import search_head
 from tasks import dataset, features, release, training
-from tasks.dispatch import Dispatch
 from tasks.screen import label_run
 from thaw import archive
 from thaw.config import DumpConfig, TrainConfig
@@ -33,6 +32,7 @@ from thaw.records import (
 )
 from thaw.report import RunSummary
 from thaw.rows import ViewSource
+from thaw.runner import Runner
 from thaw.shards import read_space
 from thaw.store import Store
 
@@ -40,9 +40,9 @@ StorePath = Annotated[
     str | None, Field(description="Folder or URL of the store; THAW_STORE, or store/, when empty.")
 ]
 Where = Annotated[
-    Dispatch,
-    Field(description="inline: every stage in this run; pools: GPU stages as runs of the pool thaw-gpu."),
+    Runner, Field(description="Where the run computes: here, on pools of workers, or on a Dask cluster.")
 ]
+HERE = Runner()
 
 
 def open_store(path: str | None) -> Store:
@@ -155,8 +155,10 @@ def score_model(
     """
     checkpoint = model.model
     images = (split, dump, backbone, model.config.backbone, checkpoint.cut, store)
-    test = features.cache_test_rows(*images).test
-    mirrored = features.cache_mirrored(*images, ("test",)).test if checkpoint.mirrored else None
+    test = features.cache_features(*images, sides=("test",)).test
+    mirrored = None
+    if checkpoint.mirrored:
+        mirrored = features.cache_features(*images, sides=("test",), mirrored=True).test
     return release.evaluate(checkpoint, test, store, mirrored, model.version.temperature)
 
 

@@ -13,11 +13,15 @@ from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.drift import FALSE_ALARM_RATE
 from thaw.errors import ThawError
+from thaw.location import Source
 from thaw.report.drift import say_drift
 
 Images = Annotated[
-    list[Path],
-    Field(min_length=1, description="Image files, folders and zip archives, where the worker runs."),
+    list[Source],
+    Field(
+        min_length=1,
+        description="Image files, folders and zip archives: paths where the worker runs, or URLs.",
+    ),
 ]
 Model = Annotated[str, Field(description="champion, a version such as v3, or the path of a model.keras.")]
 AnswersFile = Annotated[

@@ -4,10 +4,10 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 
 from flows.members import cache_bottlenecks, cache_mirrored
-from flows.method import StorePath, Where, open_dump, open_store, open_views, split_dump
+from flows.method import HERE, StorePath, Where, open_dump, open_store, open_views, split_dump
 from flows.search import cache_folds
 from tasks import dataset
-from tasks.dispatch import cancel_children
+from tasks.pools import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import TrainConfig
@@ -19,11 +19,11 @@ from thaw.errors import ThawError
     flow_run_name="prepare {config.recipe} on {config.dump.path.name}",
     on_cancellation=[cancel_children],
 )
-def prepare(config: TrainConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
+def prepare(config: TrainConfig, store: StorePath = None, runner: Where = HERE) -> State:
     """Verify, check and split the images of a dump, and push each through the frozen backbone."""
     try:
         place = open_store(store)
-        with run_stages(dispatch):
+        with run_stages(runner):
             backbone, manifest = open_dump(config, place)
             size_pixels = config.backbone.image_size_pixels
             checked = dataset.check_properties(manifest, config.dump, size_pixels, place)

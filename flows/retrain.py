@@ -9,6 +9,7 @@ from prefect.states import Completed, Failed, State
 from pydantic import Field
 
 from flows.method import (
+    HERE,
     StorePath,
     Where,
     close_gate,
@@ -20,7 +21,7 @@ from flows.method import (
     train_model,
 )
 from tasks import dataset, release
-from tasks.dispatch import cancel_children
+from tasks.pools import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import PromotionConfig, TrainConfig
@@ -52,7 +53,7 @@ def retrain(
     config: TrainConfig,
     promotion: PromotionConfig = _RULE,
     store: StorePath = None,
-    dispatch: Where = "inline",
+    runner: Where = HERE,
 ) -> State:
     """Compare the dump with the champion's; where there is something new, train, test and offer the model.
 
@@ -61,7 +62,7 @@ def retrain(
     """
     try:
         place = open_store(store)
-        with run_stages(dispatch) as stages:
+        with run_stages(runner) as stages:
             # A run that waited for an answer starts from the top, and goes on with what it had offered.
             offer = place.read("offers", str(flow_run.id), Decision)
             ended = offer or _train(config, promotion, place, stages)

@@ -7,7 +7,7 @@ from flows.method import open_store
 
 # What may be asked for: importing a stage makes it known.
 from tasks import features, folds, release, search, training  # noqa: F401
-from tasks.dispatch import StageCall, answer_call
+from tasks.calls import StageCall, answer_call
 from tasks.stage import run_stages
 from thaw.errors import BadConfig, ThawError
 
@@ -25,7 +25,7 @@ def run_stage(call: str, store: str | None = None) -> State:
         if found is None:
             raise BadConfig(
                 f"there is no call {call} in the store at {place.address}. Runs of this deployment are started by "
-                "others with dispatch 'pools'; both sides must see the same store, under the same path."
+                "others, on pools; both sides must see the same store, under the same path."
             )
         with run_stages():
             made = answer_call(found, place)

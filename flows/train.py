@@ -3,9 +3,9 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
-from flows.method import StorePath, Where, close_gate, open_dump, open_store, split_dump, train_model
+from flows.method import HERE, StorePath, Where, close_gate, open_dump, open_store, split_dump, train_model
 from tasks import release
-from tasks.dispatch import cancel_children
+from tasks.pools import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.config import TrainConfig
@@ -17,7 +17,7 @@ from thaw.errors import ThawError
     flow_run_name="{config.recipe} on {config.dump.path.name}",
     on_cancellation=[cancel_children],
 )
-def train(config: TrainConfig, store: StorePath = None, dispatch: Where = "inline") -> State:
+def train(config: TrainConfig, store: StorePath = None, runner: Where = HERE) -> State:
     """Dump to tested model; block 5 thaws only behind a converged head.
 
     Ends as Completed, or as GateClosed where the head did not converge, both with an `Outcome`; or as
@@ -25,7 +25,7 @@ def train(config: TrainConfig, store: StorePath = None, dispatch: Where = "inlin
     """
     try:
         place = open_store(store)
-        with run_stages(dispatch) as stages:
+        with run_stages(runner) as stages:
             backbone, manifest = open_dump(config, place)
             duplicates, split = split_dump(config, manifest, place)
             outcome = train_model(config, backbone, manifest, duplicates, split, place, stages)

@@ -1,60 +1,59 @@
 """Tasks that fill the feature cache."""
 
+from collections.abc import Sequence
+
+from tasks.sharing import Sharing
 from tasks.stage import stage
-from thaw import features
+from thaw import features, portions
+from thaw.backbone import find_cut
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig, Views
-from thaw.records import Backbone, Features, Made, Side, Split
+from thaw.features import FeatureRequest
+from thaw.portions import Portion, PortionPlan, PortionReport
+from thaw.records import SIDES, Backbone, Features, Made, Side, Split
 from thaw.store import Store
 
 
-@stage("features at {cut}", wants_gpu=True, retries=1)
+@stage("{request.title}", wants_gpu=True)
+def begin_request(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+    return portions.begin_request(request, images, megabytes, store)
+
+
+@stage("{request.title}: {portion.title}", wants_gpu=True)
+def fill_portion(
+    request: FeatureRequest, portion: Portion, store: Store, backwards: bool = False
+) -> Made[PortionReport]:
+    return portions.fill_portion(request, portion, store, backwards)
+
+
+@stage("{request.title}", sharing=Sharing(begin_request, fill_portion), retries=1)
+def cache_request(request: FeatureRequest, store: Store) -> Made[Features]:
+    return features.cache_request(request, store)
+
+
 def cache_features(
     split: Split,
     dump: DumpConfig,
     backbone: Backbone,
     settings: BackboneConfig,
-    cut: str,
+    cut: str | int,
     store: Store,
-    keep: tuple[str, ...] = (),
-) -> Made[Features]:
-    return features.cache_features(split, dump, backbone, settings, cut, store, keep=keep)
-
-
-@stage("{views} views at {cut}", wants_gpu=True, retries=1)
-def cache_views(
-    split: Split,
-    dump: DumpConfig,
-    backbone: Backbone,
-    settings: BackboneConfig,
-    cut: str,
-    store: Store,
-    views: Views,
-    augmentation: AugmentationConfig,
-    keep: tuple[str, ...] = (),
-) -> Made[Features]:
-    return features.cache_features(split, dump, backbone, settings, cut, store, views, augmentation, keep)
-
-
-@stage("mirror images at {cut}", wants_gpu=True, retries=1)
-def cache_mirrored(
-    split: Split,
-    dump: DumpConfig,
-    backbone: Backbone,
-    settings: BackboneConfig,
-    cut: str,
-    store: Store,
-    sides: tuple[Side, ...] = ("validation", "test"),
-) -> Made[Features]:
-    return features.cache_mirrored(split, dump, backbone, settings, cut, store, sides)
-
-
-@stage("test rows at {cut}", wants_gpu=True, retries=1)
-def cache_test_rows(
-    split: Split,
-    dump: DumpConfig,
-    backbone: Backbone,
-    settings: BackboneConfig,
-    cut: str,
-    store: Store,
-) -> Made[Features]:
-    return features.cache_features(split, dump, backbone, settings, cut, store, sides=("test",))
+    keep: Sequence[str | int] = (),
+    views: Views = 0,
+    augmentation: AugmentationConfig | None = None,
+    sides: Sequence[Side] = SIDES,
+    mirrored: bool = False,
+) -> Features:
+    """Fill the cache with what a stage needs of a split, or with its mirror images."""
+    request = FeatureRequest(
+        split=split.digest,
+        dump=dump,
+        backbone=backbone,
+        settings=settings,
+        cut=find_cut(backbone, cut),
+        keep=tuple(find_cut(backbone, each) for each in keep),
+        sides=tuple(sides),
+        views=views,
+        augmentation=augmentation if views else None,
+        mirrored=mirrored,
+    )
+    return cache_request(request, store)

@@ -9,6 +9,7 @@ from tasks.screen import announce_drift, show
 from tasks.stage import stage
 from thaw import imagenet, predict
 from thaw.imagenet import NamedImages
+from thaw.location import Url
 from thaw.predict import Labelled
 from thaw.records import Made
 from thaw.report.drift import render_drift
@@ -30,7 +31,7 @@ def _show_labelled(labelled: Labelled) -> None:
 
 @stage("label images with {model}", retries=1, present=_show_labelled)
 def label_images(
-    images: Sequence[Path], model: str, file: Path | None, store: Store, false_alarm_rate: float
+    images: Sequence[Path | Url], model: str, file: Path | None, store: Store, false_alarm_rate: float
 ) -> Made[Labelled]:
     return predict.label_images(images, model, file, store, false_alarm_rate)
 
@@ -46,6 +47,11 @@ def _show_names(named: NamedImages) -> None:
 
 @stage("name images with {backbone}", retries=1, present=_show_names)
 def name_images(
-    images: Sequence[Path], store: Store, backbone: str, weights: str, class_index: Path | None, top: int
+    images: Sequence[Path | Url],
+    store: Store,
+    backbone: str,
+    weights: str,
+    class_index: Path | None,
+    top: int,
 ) -> Made[NamedImages]:
     return imagenet.name_images(images, store, backbone, weights, class_index, top)

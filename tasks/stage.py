@@ -19,37 +19,42 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from tasks.dispatch import Dispatch, run_elsewhere, serve
+from tasks.calls import bind, make_call, serve
+from tasks.pools import PoolCrew
 from tasks.screen import ProgressArtifacts
-from thaw.errors import ThawError
+from tasks.sharing import Sharing, run_shared
+from thaw.errors import NotPublished, ThawError
 from thaw.progress import listen
 from thaw.records import Made, StageTime
+from thaw.runner import Runner
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
 
+_HERE = Runner()
 _stages: ContextVar[list[StageTime] | None] = ContextVar("stages", default=None)
-_dispatch: ContextVar[Dispatch] = ContextVar("dispatch", default="inline")
+_runner: ContextVar[Runner] = ContextVar("runner", default=_HERE)
 
 # Prefect sends the loggers of PREFECT_LOGGING_EXTRA_LOGGERS to the run's log, but leaves them at Python's WARNING.
 logging.getLogger("thaw").setLevel(logging.INFO)
 
 
 @contextmanager
-def run_stages(dispatch: Dispatch = "inline") -> Iterator[list[StageTime]]:
-    """Collect what the stages called inside took; those that want a GPU run where `dispatch` says."""
+def run_stages(runner: Runner = _HERE) -> Iterator[list[StageTime]]:
+    """Collect what the stages called inside took; those that want a GPU run where the runner says."""
     collected: list[StageTime] = []
-    tokens = _stages.set(collected), _dispatch.set(dispatch)
+    tokens = _stages.set(collected), _runner.set(runner)
     try:
         yield collected
     finally:
         _stages.reset(tokens[0])
-        _dispatch.reset(tokens[1])
+        _runner.reset(tokens[1])
 
 
 def stage(
     name: str,
     wants_gpu: bool = False,
+    sharing: Sharing | None = None,
     retries: int = 0,
     present: Callable[[Any], None] = lambda value: None,
 ) -> Callable[[Callable[Parameters, Made[Value]]], Callable[Parameters, Value]]:
@@ -57,7 +62,8 @@ def stage(
 
     Args:
         name: of each run, as a template of the function's parameters.
-        wants_gpu: let it be dispatched to the pool of GPU workers.
+        wants_gpu: let it run on the pool of GPU workers.
+        sharing: let many workers do it, in portions. The function then takes a request and a store.
         retries: for failures of the surroundings; what `thaw` itself refuses is never retried.
         present: shows the value in the Prefect UI.
     """
@@ -70,10 +76,7 @@ def stage(
         def body(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:
             try:
                 with listen(ProgressArtifacts()):
-                    if wants_gpu and _dispatch.get() == "pools":
-                        made = run_elsewhere(function, say_name(*args, **kwargs), *args, **kwargs)
-                    else:
-                        made = function(*args, **kwargs)
+                    made = _make(function, sharing, wants_gpu, say_name(*args, **kwargs), *args, **kwargs)
             except ThawError as error:
                 return Failed(message=str(error), data=error)
             present(made.value)
@@ -113,6 +116,35 @@ def stage(
         return call
 
     return decorate
+
+
+def _make(
+    function: Callable[..., Made],
+    sharing: Sharing | None,
+    wants_gpu: bool,
+    title: str,
+    *args: Any,
+    **kwargs: Any,
+) -> Made:
+    """What a stage makes, where the runner says."""
+    runner = _runner.get()
+    if sharing and runner.kind != "local":
+        return run_shared(function, sharing, runner, title, *args, **kwargs)
+    if wants_gpu and runner.kind == "pools":
+        return _make_elsewhere(function, runner, title, *args, **kwargs)
+    return function(*args, **kwargs)
+
+
+def _make_elsewhere(
+    function: Callable[..., Made], runner: Runner, title: str, *args: Any, **kwargs: Any
+) -> Made:
+    """What a stage makes on a GPU worker; what is published already is found without one."""
+    given, store = bind(function, *args, **kwargs)
+    try:
+        return function(**given, store=store.looking())
+    except NotPublished:
+        (answer,) = PoolCrew(store, runner).run([make_call(function, title, given)])
+        return answer.made
 
 
 def _is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:

@@ -74,7 +74,9 @@ def test_a_retraining_that_dies_in_every_way_ends_as_the_undisturbed_one(machine
     store, undisturbed = Store(tmp_path / "killed"), Store(tmp_path / "undisturbed")
 
     def start(place: Store) -> str:
-        return server.start_run("retrain/weekly", config=config, store=str(place.address), dispatch="inline")
+        return server.start_run(
+            "retrain/weekly", config=config, store=str(place.address), runner={"kind": "local"}
+        )
 
     def die(sign: str, death: Callable[[str], None]) -> str:
         """Start a run, let it die once the store shows the sign, and see how it ended."""

@@ -187,7 +187,7 @@ def test_a_persons_answer_holds_for_the_model_that_was_offered_whatever_became_o
         config={**config, "dump": {"path": str(dump)}},
         promotion={"approval": "ask"},
         store=str(tmp_path / "store"),
-        dispatch="inline",
+        runner={"kind": "local"},
     )
     waiting = pools.server.wait_for(run, "Suspended", *ENDED)
     assert waiting["state"]["name"] == "Suspended", pools.server.log(run)
@@ -222,7 +222,7 @@ def test_compared_recipes_share_the_gpu_workers(pools: Pools, trained: str, conf
         "compare/cpu",
         config={"dump": config["dump"], "recipes": recipes, "settings": settings},
         store=str(pools.store),
-        dispatch="pools",
+        runner={"kind": "pools"},
     )
     ended = pools.server.wait_for(run, *ENDED, seconds=8 * MINUTE)
     assert ended["state"]["name"] == "Completed", pools.server.log(run)

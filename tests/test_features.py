@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import small_config
 from thaw import extract
-from thaw import features as stage
+from thaw import fill as stage
 from thaw.architectures import preprocess
 from thaw.augment import draw_view
 from thaw.backbone import build_backbone, load_backbone
@@ -150,13 +150,13 @@ def test_only_missing_rows_are_computed_from_the_deepest_cut_that_has_them(
     shallow = fill(drawn_dump, store, cut="block4_pool", keep=["block2_pool"], split=FEW).value
     before = list_shards(shallow, store)
     forbid_decoding()
-    caplog.set_level("INFO", logger="thaw.features")
+    caplog.set_level("INFO", logger="thaw.fill")
     made = fill(drawn_dump, store, keep=["block4_pool"], split=FEW)
     # The 26 images of the first split are among the 40 of this one.
     assert list_shards(shallow, store) == before
     assert sorted(list_shards(made.value, store).values()) == [14, 26]
     assert made.note.startswith("26 of 40 rows")
-    told = [record.getMessage() for record in caplog.records if record.name == "thaw.features"]
+    told = [record.getMessage() for record in caplog.records if record.name == "thaw.fill"]
     assert told == ["14 rows at block5_pool are computed from block4_pool"]
 
 
@@ -191,7 +191,7 @@ def test_a_grown_dump_costs_its_new_images_only(
 def test_a_damaged_shard_is_computed_again_and_alone(
     drawn_dump: Path, store: Store, monkeypatch, decoded: list[bytes]
 ):
-    monkeypatch.setattr(stage, "_SHARD_ROWS", 32)
+    monkeypatch.setattr(stage, "SHARD_ROWS", 32)
     first = fill(drawn_dump, store)
     before = read_all(first.value, store)
     damage_shard(first.value, store)
@@ -205,7 +205,7 @@ def test_a_damaged_shard_is_computed_again_and_alone(
 def test_nothing_is_computed_from_a_damaged_shard_of_a_shallower_cut(
     drawn_dump: Path, tmp_path: Path, store: Store, monkeypatch, decoded: list[bytes]
 ):
-    monkeypatch.setattr(stage, "_SHARD_ROWS", 32)
+    monkeypatch.setattr(stage, "SHARD_ROWS", 32)
     shallow = fill(drawn_dump, store, cut="block4_pool", split=FEW).value
     damage_shard(shallow, store)
     decoded.clear()

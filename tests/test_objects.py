@@ -11,7 +11,7 @@ import pytest
 
 from tests.s3 import FAILURES, KEY_ID, SECRET, Bucket
 from thaw import objects
-from thaw.errors import BadConfig, Mistake, StoreNotWritable, StoreUnreachable
+from thaw.errors import BadConfig, DiskFull, Mistake, StoreNotWritable, StoreUnreachable
 from thaw.location import Url
 from thaw.objects import Objects
 
@@ -119,6 +119,12 @@ def test_files_go_up_and_come_down(store, tmp_path):
     store.upload(tmp_path / "up.bin", "files/up.bin")
     store.download("files/up.bin", tmp_path / "down.bin")
     assert (tmp_path / "down.bin").read_bytes() == (tmp_path / "up.bin").read_bytes()
+
+
+def test_a_disk_that_is_full_is_not_waited_for_as_if_it_were_the_store(store):
+    store.replace("key", bytes(100_000))
+    with pytest.raises(DiskFull, match="no room on this disk for what comes from .*Make room"):
+        store.download("key", Path("/dev/full"))
 
 
 def test_what_is_not_there_is_not_found(store, tmp_path):

@@ -1,4 +1,7 @@
-"""Open a dump, a zip archive or a folder, and read its members in place. Nothing is ever extracted."""
+"""Open a dump, a zip archive or a folder, and read its members in place. Nothing is ever extracted.
+
+Those in object stores are opened in `thaw.remote`.
+"""
 
 import os
 import re
@@ -9,9 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from thaw.errors import BadDump, BadImage
+from thaw.errors import BadDump, BadImage, ThawError
+from thaw.location import Url, parse_source
 
 # HEIC can't be decoded here, but an image left out in silence is worse than one in quarantine.
 _IMAGE_NAME = re.compile(
@@ -38,10 +42,13 @@ class Dump(ABC):
     """An open dump. Reads are safe from many threads.
 
     Members go by relative POSIX paths, with bytes that can't be printed escaped. `refused` holds those
-    that are never read (links, paths that lead outside) and why; `folders` every folder's path.
+    that are never read (links, paths that lead outside) and why; `folders` every folder's path; `readers` how
+    many threads should read at once, where that is not the processors' number.
     """
 
-    def __init__(self, path: Path):
+    readers: int | None = None
+
+    def __init__(self, path: Path | Url):
         self.path = path
         self.refused: dict[str, str] = {}
         self.folders: set[str] = set()
@@ -66,12 +73,13 @@ class Dump(ABC):
 
         Raises:
             BadImage: there is no such member, or its bytes can't be read.
+            StoreUnreachable, StoreNotWritable, BadDump: none can, now, and it is not the image's fault.
         """
         if name not in self._sources:
             raise BadImage("it is not in the dump")
         try:
             return self._read(self._sources[name])
-        except BadImage:
+        except ThawError:
             raise
         except Exception as error:  # decompressors raise whatever damaged bytes lead them to
             raise BadImage(f"it can't be read from the dump: {error or type(error).__name__}") from error
@@ -93,18 +101,23 @@ class Dump(ABC):
             name = name.rpartition("/")[0]
 
 
-def open_dump(path: Path | str) -> Dump:
+def open_dump(path: Path | Url | str) -> Dump:
     """Open a zip archive or a folder of images, or a NumPy archive of images and labels.
 
     A NumPy archive is a zip archive called `.npz`, or one that holds `.npy` files alone.
 
     Raises:
-        BadDump: there is nothing at the path, or it is no readable zip archive, or an encrypted one, or a
+        BadDump: there is nothing at the path or URL, or it is no readable zip archive, or an encrypted one, or a
             NumPy archive without the arrays that images and labels are taken from.
+        BadConfig, StoreNotWritable, StoreUnreachable: of a URL, as `thaw.objects.Objects` says.
     """
     from thaw.arrays import ArrayDump, holds_only_arrays  # itself built on what is here
+    from thaw.remote import open_remote_dump  # so is this
 
-    path = Path(path).expanduser()
+    path = parse_source(path)
+    if isinstance(path, Url):
+        return open_remote_dump(path)
+    path = path.expanduser()
     if path.is_dir():
         return FolderDump(path)
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -134,10 +147,11 @@ def is_image_name(name: str) -> bool:
 class ZipDump(Dump):
     """A zip archive, read through one handle that threads take turns with."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Url, file: Path | IO[bytes] | None = None):
+        """`file` is what is opened, where that is not `path` itself; messages name the path."""
         super().__init__(path)
         self._lock = threading.Lock()
-        self._archive = _open_zip(path)
+        self._archive = _open_zip(path, path if file is None else file)
         try:
             for member in self._archive.infolist():
                 self._list(member)
@@ -171,7 +185,7 @@ class ZipDump(Dump):
             self._add(name, member)
 
     def _read(self, source: zipfile.ZipInfo) -> bytes:
-        _check_size(source.file_size)
+        check_size(source.file_size)
         with self._lock, self._archive.open(source) as member:
             return member.read()
 
@@ -216,23 +230,31 @@ class FolderDump(Dump):
         """Nothing stays open between reads."""
 
     def _read(self, source: Path) -> bytes:
-        _check_size(source.stat().st_size)
+        check_size(source.stat().st_size)
         return source.read_bytes()
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def _open_zip(path: Path | Url, file: Path | IO[bytes]) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(file)
+    except ThawError:
+        raise
     except OSError as error:
         raise BadDump(f"{path} can't be opened: {error.strerror}. Mend its permissions.") from error
     except Exception as error:  # a damaged table of contents makes zipfile raise a dozen different things
-        raise BadDump(f"{path} {_describe(path, error)}") from error
+        raise BadDump(f"{path} {_describe(_read_start(file), error)}") from error
 
 
-def _describe(path: Path, error: Exception) -> str:
-    """What a file is that can't be opened as a zip archive, and what to do about it."""
-    with path.open("rb") as file:
-        start = file.read(300)
+def _read_start(file: Path | IO[bytes]) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return opened.read(300)
+    file.seek(0)
+    return file.read(300)
+
+
+def _describe(start: bytes, error: Exception) -> str:
+    """What a file is that can't be opened as a zip archive, by its first bytes, and what to do about it."""
     if not start:
         return "is an empty file. Download or copy it again."
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -265,7 +287,8 @@ def printable(name: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _check_size(size_bytes: int) -> None:
+def check_size(size_bytes: int) -> None:
+    """Raises BadImage for a member that memory should not be filled with."""
     if size_bytes > _LARGEST_MEMBER_BYTES:
         limit = _LARGEST_MEMBER_BYTES // 1024**2
         raise BadImage(f"too large: {size_bytes / 1024**2:,.0f} MiB, the limit is {limit} MiB")

@@ -9,6 +9,7 @@ import numpy as np
 
 from thaw.archive import ZipDump, is_litter
 from thaw.errors import BadDump, BadImage
+from thaw.location import Url
 
 ACCEPTED_ARRAYS = (
     "Accepted arrays: x_train and y_train, with x_test and y_test or x_val and y_val (or x_validation and "
@@ -70,11 +71,12 @@ class ArrayDump(ZipDump):
         BadDump: it is no readable zip archive, its arrays are no images and labels, or they are damaged.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | Url, file: Path | None = None):
+        """`file` is what is opened, where that is not `path` itself."""
         # First, since an archive that is refused on opening is closed again.
         self._pixels: dict[str, np.ndarray] = {}
         self._closed = False
-        super().__init__(path)
+        super().__init__(path, file)
         members, self._sources = self._sources, {}
         self.folders.clear()
         self._arrays = {

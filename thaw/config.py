@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from thaw.architectures import ARCHITECTURES, GREY_PREPROCESSING, Preprocessing
+from thaw.location import Location
 from thaw.networks import find_smallest_side
 from thaw.recipe import list_recipes, overlay, read_recipe
 from thaw.section import RecipeSection, Section, build_section
@@ -63,7 +64,9 @@ Layout = Literal["auto", "flat", "class_folders", "ready_splits"]
 class DumpConfig(Section):
     """Where the labelled images are."""
 
-    path: Path = Field(description="A zip archive, a folder or a NumPy archive of labelled images.")
+    path: Location = Field(
+        description="A zip archive, a folder or a NumPy archive of labelled images; a path or a URL."
+    )
     layout: Layout = Field(
         "auto",
         description="flat: cat.123.jpg; class_folders: cats/1.jpg; ready_splits: train/cats/1.jpg "
@@ -72,12 +75,6 @@ class DumpConfig(Section):
     max_quarantine_fraction: float = Field(
         0.05, ge=0, le=1, description="Fail when more than this share of a class can't be used."
     )
-
-    @field_validator("path")
-    @classmethod
-    def _stand_alone(cls, path: Path) -> Path:
-        """A stage may run in another folder than the one that the path was written in."""
-        return path.expanduser().absolute()
 
 
 class DuplicatesConfig(RecipeSection):
@@ -162,7 +159,7 @@ class BackboneConfig(RecipeSection):
     @field_validator("weights")
     @classmethod
     def _stand_alone(cls, weights: str) -> str:
-        """A file by its whole path, as in `DumpConfig`."""
+        """A file by its whole path: a stage may run in another folder than the one that it was written in."""
         return weights if weights in WEIGHTS else str(Path(weights).expanduser().absolute())
 
     @model_validator(mode="after")

@@ -1,12 +1,19 @@
 """What this machine computes with. The one module that computes with TensorFlow, or JAX, itself."""
 
+import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+# Trainings on the same devices go one after the other: sums over devices that meet in another order wait for ever.
+_ONE_SHARED_TRAINING = threading.RLock()
 
 
 @cache
@@ -60,6 +67,110 @@ def computes_on_cpu() -> bool:
     return all(device.lower().startswith("cpu") for device in keras.distribution.list_devices())
 
 
+@contextmanager
+def share_batches(batch_size: int) -> Iterator[None]:
+    """Let networks built or loaded inside the block be trained by several devices, each on its share of a batch.
+
+    All visible devices of the best kind take part, as far as their number divides the batch; CUDA_VISIBLE_DEVICES
+    says which GPUs are visible. Each device has all the weights. Where there is one, nothing changes.
+
+    Args:
+        batch_size: images of a batch over all devices. A smaller batch that does not divide evenly, such as the
+            last of an epoch, is computed whole by every device, so that its gradients are those of its images.
+
+    Source: https://keras.io/guides/distribution, which is for JAX alone, and for TensorFlow
+        https://keras.io/guides/distributed_training_with_tensorflow.
+    """
+    visible = prepare_keras().distribution.list_devices()
+    chosen = choose_sharing(visible, batch_size)
+    if len(chosen) == 1:
+        yield
+        return
+    logger.info(
+        "each batch of %d images is shared by %d of %d devices: %s",
+        *(batch_size, len(chosen), len(visible), ", ".join(chosen)),
+    )
+    with _ONE_SHARED_TRAINING, _mirror(tuple(chosen)).scope():
+        yield
+
+
+def choose_sharing(devices: Sequence[str], batch_size: int) -> Sequence[str]:
+    """As many of the devices as get equal shares of a batch."""
+    count = max(number for number in range(1, len(devices) + 1) if batch_size % number == 0)
+    return devices[:count]
+
+
+@cache
+def _mirror(devices: tuple[str, ...]) -> Any:
+    """What shares batches among these devices, for the backend that computes. Its scope may be entered twice."""
+    keras = prepare_keras()
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        return tensorflow.distribute.MirroredStrategy([device.upper() for device in devices])
+
+    class Mirror(keras.distribution.DataParallel):
+        def get_data_layout(self, data_shape: Sequence[int]) -> Any:
+            if data_shape[0] % self.num_model_replicas == 0:
+                return super().get_data_layout(data_shape)
+            # JAX divides arrays evenly or not at all.
+            return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
+
+    return Mirror(devices=list(devices))
+
+
+def count_shares() -> int:
+    """How many devices share a batch of what TensorFlow compiles here."""
+    import tensorflow
+
+    return tensorflow.distribute.get_strategy().num_replicas_in_sync
+
+
+def find_share() -> Any:
+    """Whose share a function of `share_out` computes: the number of the device, from 0 on."""
+    import tensorflow
+
+    return tensorflow.distribute.get_replica_context().replica_id_in_sync_group
+
+
+def share_out(function: Callable[..., Any], axis: int) -> Callable[..., Any]:
+    """Let every device run a function on its share of the images, inside a compiled function, and add up the results.
+
+    Images that do not divide evenly go to every device, and the results' mean is taken.
+
+    Args:
+        function: of tensors; returns one of a shape that does not depend on theirs.
+        axis: along which they hold images.
+    """
+    import tensorflow
+
+    strategy, count = tensorflow.distribute.get_strategy(), count_shares()
+
+    def run(*batches: Any) -> Any:
+        divides = batches[0].shape[axis] % count == 0
+
+        def hand_out(batch: Any) -> Any:
+            shares = tensorflow.split(batch, count, axis) if divides else [batch] * count
+            return strategy.experimental_distribute_values_from_function(
+                lambda context: shares[context.replica_id_in_sync_group]
+            )
+
+        results = strategy.run(function, [hand_out(batch) for batch in batches])
+        return strategy.reduce("SUM" if divides else "MEAN", results, axis=None)
+
+    return run
+
+
+def list_forms(variable: Any) -> tuple[Any, ...]:
+    """What an optimizer may be handed for a variable: itself, what is inside, or that on one of several devices."""
+    if prepare_keras().backend.backend() != "tensorflow":
+        return variable, variable.value
+    import tensorflow
+
+    copies = tensorflow.distribute.get_strategy().experimental_local_results(variable.value)
+    return variable, variable.value, *copies
+
+
 def compile_function(function: Callable[..., Any], fuse: bool) -> Callable[..., Any]:
     """Compile for TensorFlow; `fuse` lets XLA join operations, which pays where memory is what is waited for."""
     prepare_keras()
@@ -71,12 +182,16 @@ def compile_function(function: Callable[..., Any], fuse: bool) -> Callable[..., 
 def differentiate(function: Callable[[], tuple[Any, Any]], variables: Sequence[Any]) -> tuple[Any, list[Any]]:
     """What else `function` returns beside its loss, and the loss's gradients, inside a compiled function.
 
+    Where devices share a batch the optimizer adds up their gradients, so each one's are divided by their number.
+
     Args:
         function: returns a scalar loss, and anything.
     """
     import tensorflow
 
     loss, other = function()
+    if count_shares() > 1:
+        loss /= count_shares()
     # A gradient with many terms is added up two at a time: sums of more depend on which term is ready first.
     two_at_a_time = tensorflow.AggregationMethod.EXPERIMENTAL_TREE
     handles = [variable.value for variable in variables]

@@ -146,8 +146,8 @@ def _verify(dump: Dump, name: str) -> _Finding:
 def _map_images(
     dump: Dump, names: Sequence[str], work: Callable[[Dump, str], Result], title: str
 ) -> Iterator[Result]:
-    """Do the same to many images on all cores; results come in the order of the names."""
-    pool = ThreadPoolExecutor(os.cpu_count())
+    """Do the same to many images at once; results come in the order of the names."""
+    pool = ThreadPoolExecutor(dump.readers or os.cpu_count())
     try:
         with track(title, len(names), "images") as advance:
             for result in pool.map(lambda name: work(dump, name), names):

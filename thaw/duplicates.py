@@ -180,7 +180,9 @@ def _hash_images(rows: Sequence[ImageRow], dump: DumpConfig) -> dict[str, np.nda
         track("look for near-identical images", len(rows), "images") as advance,
     ):
         hashes = {}
-        made = map_ahead(lambda row: hash_image(read_pixels(opened, row, _SQUARE)), rows, _AHEAD)
+        made = map_ahead(
+            lambda row: hash_image(read_pixels(opened, row, _SQUARE)), rows, _AHEAD, opened.readers
+        )
         for row, hashed in zip(rows, made, strict=True):
             hashes[row.sha256] = hashed
             advance()

@@ -17,9 +17,10 @@ from thaw.archive import open_dump
 from thaw.errors import BadConfig, BadDump, BadImage, MissingPackage
 from thaw.formats import FORMATS, Format, Quantised, write_format
 from thaw.images import read_image
+from thaw.location import Url, parse_location
 from thaw.model import ModelFacts, read_facts
 from thaw.parity import CheckedImage, Difference, prove_export
-from thaw.predict import find_model, list_images
+from thaw.predict import count_readers, find_model, list_images
 from thaw.records import Made, Record, Split
 from thaw.registry import read_registry
 from thaw.store import Store
@@ -46,7 +47,7 @@ def export_model(
     format: Format,
     store: Store,
     to: Path | None = None,
-    images: Sequence[Path] = (),
+    images: Sequence[Path | Url] = (),
     quantised: Quantised = "none",
     most_images: int = CHECKED_IMAGES,
 ) -> Made[Exported]:
@@ -163,14 +164,18 @@ def _scratch_beside(target: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _gather_images(sources: Sequence[Path], facts: ModelFacts, store: Store, most: int) -> list[CheckedImage]:
+def _gather_images(
+    sources: Sequence[Path | Url], facts: ModelFacts, store: Store, most: int
+) -> list[CheckedImage]:
     """Images spread over all there are, in their order; those that can't be read are passed over."""
-    with ExitStack() as opened, ThreadPoolExecutor() as pool:
+    with ExitStack() as opened:
+        readers = count_readers(sources)
         if sources:
             found = [(read, None) for _, read in list_images(sources, opened)]
         else:
-            found = _list_test_images(facts, store, opened)
+            found, readers = _list_test_images(facts, store, opened)
         chosen = [found[index * len(found) // most] for index in range(most)] if len(found) > most else found
+        pool = opened.enter_context(ThreadPoolExecutor(readers))
         read = [image for image in pool.map(partial(_read_checked, facts=facts), chosen) if image]
     if not read:
         raise BadDump(
@@ -182,8 +187,8 @@ def _gather_images(sources: Sequence[Path], facts: ModelFacts, store: Store, mos
 
 def _list_test_images(
     facts: ModelFacts, store: Store, opened: ExitStack
-) -> list[tuple[Callable[[], bytes], str]]:
-    """The images that the model was tested on, in the dump of the newest version of its split."""
+) -> tuple[list[tuple[Callable[[], bytes], str]], int | None]:
+    """The images that the model was tested on, in the dump of the newest version of its split, and its readers."""
     split = store.read("splits", facts.split, Split)
     version = next((one for one in read_registry(store).versions[::-1] if one.split == facts.split), None)
     if split is None or version is None:
@@ -191,7 +196,7 @@ def _list_test_images(
             f"the store at {store.address} does not know the images that the model was tested on. "
             "Give others to prove the export with: --images PATH."
         )
-    path = Path(version.settings["dump"]["path"])
+    path = parse_location(version.settings["dump"]["path"])
     try:
         dump = opened.enter_context(open_dump(path))
     except BadDump as error:
@@ -206,7 +211,7 @@ def _list_test_images(
             raise BadImage("its bytes are others than those that were tested on")
         return data
 
-    return [(partial(read, row.path, row.sha256), row.label) for row in split.test]
+    return [(partial(read, row.path, row.sha256), row.label) for row in split.test], dump.readers
 
 
 def _read_checked(found: tuple[Callable[[], bytes], str | None], facts: ModelFacts) -> CheckedImage | None:

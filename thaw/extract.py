@@ -119,7 +119,12 @@ def read_views(
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int, threads: int | None = None
 ) -> Iterator[Result]:
-    """Results of `function` in order, computed on threads at most `ahead` items before they are asked for."""
+    """Results of `function` in order, computed on threads before they are asked for.
+
+    Args:
+        ahead: at most so many items before, or one for each thread where that is more.
+    """
+    ahead = max(ahead, threads or 0)
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque = deque()
         try:

@@ -1,38 +1,27 @@
 """Fill the feature cache: each image passes the frozen prefix once per view, whatever asks for it."""
 
-import dataclasses
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from functools import cache
-from itertools import compress, groupby, islice
-from typing import Literal, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-
-from thaw.archive import open_dump
 from thaw.augment import MIRROR
-from thaw.backbone import cut_points, find_cut, order_cuts
-from thaw.claims import claim
-from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
-from thaw.extract import BATCH_ROWS, Extractor, map_ahead, read_views
-from thaw.index import Key, pack_keys
+from thaw.backbone import find_cut, order_cuts
+from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig, Views
+from thaw.errors import NotPublished
+from thaw.fill import Part, Source, fill
 from thaw.precision import choose_precision
-from thaw.progress import track
-from thaw.records import SIDES, Backbone, Features, FeatureSet, FeatureSpace, ImageRow, Made, Side, Split
-from thaw.shards import SpaceFolder
+from thaw.records import (
+    SIDES,
+    Backbone,
+    Features,
+    FeatureSet,
+    FeatureSpace,
+    Made,
+    Record,
+    Side,
+    Split,
+)
 from thaw.store import Store
-
-logger = logging.getLogger(__name__)
-Item = TypeVar("Item")
-# Missing rows by (cut to start from, cuts to reach); None starts from pixels.
-Plan = dict[tuple[str | None, tuple[str, ...]], list[Key]]
-
-# A killed writer loses at most one shard: some ten seconds of VGG16 on two cores.
-_SHARD_ROWS = 256
-_PIXELS_AHEAD_ROWS = 3 * BATCH_ROWS
-_FEATURES_AHEAD_BATCHES = 2
 
 
 def describe_space(
@@ -63,6 +52,45 @@ def describe_space(
     return space.at(cut)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureRequest(Record):
+    """Rows of the feature cache that a stage asks for: images of a split at a cut.
+
+    `split` is a digest. Images to train on are wanted in `views` augmented views of each, the others as they
+    are; or all of them mirrored. `keep` are shallower cuts to fill in the same pass.
+    """
+
+    split: str
+    dump: DumpConfig
+    backbone: Backbone
+    settings: BackboneConfig
+    cut: str
+    keep: tuple[str, ...] = ()
+    sides: tuple[Side, ...] = SIDES
+    views: Views = 0
+    augmentation: AugmentationConfig | None = None
+    mirrored: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is for people."""
+        if self.mirrored:
+            return f"mirror images at {self.cut}"
+        if self.sides == ("test",):
+            return f"test rows at {self.cut}"
+        return f"{self.views} views at {self.cut}" if self.views else f"features at {self.cut}"
+
+    @property
+    def cuts(self) -> list[str]:
+        """Every cut that is filled, from shallow to deep."""
+        cuts = {find_cut(self.backbone, cut) for cut in (self.cut, *self.keep)}
+        return sorted(cuts, key=order_cuts(self.backbone).index)
+
+    @property
+    def source(self) -> Source:
+        return Source(dump=self.dump, backbone=self.backbone, settings=self.settings)
+
+
 def cache_features(
     split: Split,
     dump: DumpConfig,
@@ -90,21 +118,18 @@ def cache_features(
         DiskFull: there is no room for the missing rows.
         NotPublished: rows are missing, in a store that is only looked at.
     """
-    cut, *others = (find_cut(backbone, each) for each in (cut, *keep))
-    cuts = sorted({cut, *others}, key=order_cuts(backbone).index)
-    plain = describe_space(backbone, settings, cut, store)
-    sets = {side: FeatureSet(space=plain.digest, split=split.digest, side=side) for side in SIDES}
-    wanted = [(row, 0) for side in sides if side != "train" or not views for row in split.rows(side)]
-    made, total = _fill(plain, cuts, wanted, dump, backbone, settings, None, store), len(wanted)
-    if views:
-        space = describe_space(backbone, settings, cut, store, augmentation)
-        cached = () if views == "fresh" else range(1, views + 1)
-        wanted = [(row, view) for row in split.train for view in cached]
-        made += _fill(space, cuts, wanted, dump, backbone, settings, augmentation, store)
-        total += len(wanted)
-        sets["train"] = dataclasses.replace(sets["train"], space=space.digest, views=views)
-    note = f"{total - made} of {total} rows at {' and '.join(cuts)} were cached"
-    return Made(value=Features(cut=cut, **sets), reused=made == 0, note=note)
+    request = FeatureRequest(
+        split=split.digest,
+        dump=dump,
+        backbone=backbone,
+        settings=settings,
+        cut=find_cut(backbone, cut),
+        keep=tuple(find_cut(backbone, each) for each in keep),
+        sides=tuple(sides),
+        views=views,
+        augmentation=augmentation,
+    )
+    return cache_request(request, store, split)
 
 
 def cache_mirrored(
@@ -121,146 +146,80 @@ def cache_mirrored(
     Raises:
         As `cache_features` does.
     """
-    cut = find_cut(backbone, cut)
-    space = describe_space(backbone, settings, cut, store, MIRROR)
-    sets = {side: FeatureSet(space=space.digest, split=split.digest, side=side, views=1) for side in SIDES}
-    wanted = [(row, 1) for side in sides for row in split.rows(side)]
-    made = _fill(space, [cut], wanted, dump, backbone, settings, MIRROR, store)
-    note = f"{len(wanted) - made} of {len(wanted)} rows at {cut} were cached"
-    return Made(value=Features(cut=cut, **sets), reused=made == 0, note=note)
+    request = FeatureRequest(
+        split=split.digest,
+        dump=dump,
+        backbone=backbone,
+        settings=settings,
+        cut=find_cut(backbone, cut),
+        sides=tuple(sides),
+        mirrored=True,
+    )
+    return cache_request(request, store, split)
 
 
-def _fill(
-    space: FeatureSpace,
-    cuts: Sequence[str],
-    wanted: Sequence[tuple[ImageRow, int]],
-    dump: DumpConfig,
-    backbone: Backbone,
-    settings: BackboneConfig,
-    augmentation: AugmentationConfig | None,
-    store: Store,
-) -> int:
-    """See that `space` has every row at each of the cuts; returns how many this run computed."""
-    rows = {(row.sha256, view): row for row, view in wanted}
-    packed = pack_keys(rows)
-    folders = _open(space, cuts, packed, store)
-    for folder in folders.values():
-        folder.publish_facts()
-    if not _plan(folders, rows, packed, backbone, store):
-        return 0
-    with ExitStack() as claims:
-        # From shallow to deep, as every run claims them, so that no two wait for each other.
-        for folder in folders.values():
-            claims.enter_context(claim(store, "features", folder.space.digest))
-        # What another run filled while this one waited is not missing any more.
-        folders = _open(space, cuts, packed, store)
-        plan = _plan(folders, rows, packed, backbone, store)
-        if plan:
-            _compute(plan, folders, rows, dump, backbone, settings, augmentation, store)
-    return sum(len(keys) for keys in plan.values())
+def cache_request(request: FeatureRequest, store: Store, split: Split | None = None) -> Made[Features]:
+    """Fill the cache with what is asked for, in this process.
+
+    Args:
+        split: the one that the request names, where it is at hand.
+
+    Raises:
+        As `cache_features` does.
+    """
+    split = split or read_split(request, store)
+    parts, cuts = list_parts(request, split, store), request.cuts
+    made = sum(fill(part, cuts, request.source, store) for part in parts)
+    total = sum(len(part) for part in parts)
+    note = f"{total - made} of {total} rows at {' and '.join(cuts)} were cached"
+    return Made(value=_describe_features(request, store), reused=made == 0, note=note)
 
 
-def _open(space: FeatureSpace, cuts: Iterable[str], keys: np.ndarray, store: Store) -> dict[str, SpaceFolder]:
-    """The folders of a space at these cuts, as they are now; what they hold of these rows is whole."""
-    folders = {cut: SpaceFolder(store, space.at(cut)) for cut in cuts}
-    for folder in folders.values():
-        folder.verify(keys)
-    return folders
+def read_split(request: FeatureRequest, store: Store) -> Split:
+    """The split of a request.
+
+    Raises:
+        NotPublished: the store does not have it.
+    """
+    split = store.read("splits", request.split, Split)
+    if split is None:
+        raise NotPublished(
+            f"there is no split {request.split} in the store at {store.address}. Split the dump first."
+        )
+    return split
 
 
-def _deepest(folders: dict[str, SpaceFolder]) -> FeatureSpace:
-    return list(folders.values())[-1].space
+def list_parts(request: FeatureRequest, split: Split, store: Store) -> list[Part]:
+    """What is asked for, space by space."""
+
+    def describe(augmentation: AugmentationConfig | None) -> FeatureSpace:
+        return describe_space(request.backbone, request.settings, request.cut, store, augmentation)
+
+    rows = {side: split.rows(side) for side in request.sides}
+    if request.mirrored:
+        images = [row for side in request.sides for row in rows[side]]
+        return [Part(space=describe(MIRROR), images=images, views=(1,), augmentation=MIRROR)]
+    plain = [row for side in request.sides if side != "train" or not request.views for row in rows[side]]
+    parts = [Part(space=describe(None), images=plain, views=(0,), augmentation=None)]
+    if request.views:
+        views = () if request.views == "fresh" else tuple(range(1, request.views + 1))
+        augmented = request.augmentation
+        parts.append(Part(space=describe(augmented), images=split.train, views=views, augmentation=augmented))
+    return parts
 
 
-def _compute(
-    plan: Plan,
-    folders: dict[str, SpaceFolder],
-    rows: dict[Key, ImageRow],
-    dump: DumpConfig,
-    backbone: Backbone,
-    settings: BackboneConfig,
-    augmentation: AugmentationConfig | None,
-    store: Store,
-) -> None:
-    space, missing = _deepest(folders), sum(len(keys) for keys in plan.values())
-    label = f"{' and '.join(folders)} of {'views' if augmentation else 'images'}"
-    with (
-        track(label, len(rows), "images", done=len(rows) - missing) as advance,
-        open_dump(dump.path) as opened,
-    ):
+def _describe_features(request: FeatureRequest, store: Store) -> Features:
+    """The handles to what was asked for."""
 
-        def draw(image: tuple[str, list[int]]) -> list[np.ndarray]:
-            sha256, views = image
-            return read_views(opened, rows[sha256, views[0]], views, settings, augmentation)
+    def describe(augmentation: AugmentationConfig | None, **views: Views) -> dict[Side, FeatureSet]:
+        space = describe_space(request.backbone, request.settings, request.cut, store, augmentation)
+        return {
+            side: FeatureSet(space=space.digest, split=request.split, side=side, **views) for side in SIDES
+        }
 
-        for (start, ends), keys in plan.items():
-            extractor = Extractor(space, backbone, start, ends)
-            if start is None:
-                images = [
-                    (sha256, [view for _, view in of]) for sha256, of in groupby(keys, lambda key: key[0])
-                ]
-                ahead = -(-_PIXELS_AHEAD_ROWS * len(images) // len(keys))
-                pixels = (view for views in map_ahead(draw, images, ahead) for view in views)
-                batches: Iterable = (np.stack(batch) for batch in _chunks(pixels, BATCH_ROWS))
-            else:
-                logger.info("%d rows at %s are computed from %s", len(keys), " and ".join(ends), start)
-                shallow = SpaceFolder(store, space.at(start))
-                places = (shallow.find(batch) for batch in _chunks(keys, BATCH_ROWS))
-                batches = map_ahead(shallow.read, places, _FEATURES_AHEAD_BATCHES, threads=1)
-            _publish([folders[end] for end in ends], keys, iter(batches), extractor, advance, store)
-
-
-def _plan(
-    folders: dict[str, SpaceFolder], keys: Iterable[Key], packed: np.ndarray, backbone: Backbone, store: Store
-) -> Plan:
-    """What there is to compute of these rows, whose keys are given packed as well."""
-    held = np.array([folder.holds(packed) for folder in folders.values()])
-    incomplete = ~held.all(axis=0)
-    if not incomplete.any():
-        return {}
-    packed = packed[incomplete]
-    shallower = cut_points(backbone, list(folders)[-1])[:-1]
-    opened = _open(_deepest(folders), shallower, packed, store)
-
-    @cache
-    def choose(cached: tuple[bool, ...]) -> tuple[str | None, tuple[str, ...]]:
-        ends = tuple(cut for cut, has in zip(folders, cached, strict=False) if not has)
-        present = dict(zip(opened, cached[len(folders) :], strict=True))
-        before = cut_points(backbone, ends[0])[:-1]
-        return next((cut for cut in reversed(before) if present[cut]), None), ends
-
-    # Whether each row is cached, at the cuts wanted and then at those that it could be computed from.
-    cached = [*held[:, incomplete], *(folder.holds(packed) for folder in opened.values())]
-    plan = defaultdict(list)
-    for key, where in zip(
-        compress(keys, incomplete.tolist()), zip(*(at.tolist() for at in cached), strict=True), strict=True
-    ):
-        plan[choose(where)].append(key)
-    return plan
-
-
-def _publish(
-    folders: Sequence[SpaceFolder],
-    keys: Sequence[Key],
-    batches: Iterator[np.ndarray],
-    extractor: Extractor,
-    advance: Callable[..., None],
-    store: Store,
-) -> None:
-    """Run batches through the extractor and publish what comes out at each end, shard by shard."""
-    for number, shard in enumerate(_chunks(keys, _SHARD_ROWS)):
-        outputs = []
-        for _ in _chunks(shard, BATCH_ROWS):
-            outputs.append(extractor(next(batches)))
-            advance(len(outputs[-1][0]))
-        features = [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
-        if number == 0:
-            store.check_room(len(keys) * sum(rows[0].nbytes for rows in features))
-        for folder, rows in zip(folders, features, strict=True):
-            folder.append(shard, rows)
-
-
-def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    left = iter(items)
-    while chunk := list(islice(left, size)):
-        yield chunk
+    if request.mirrored:
+        return Features(cut=request.cut, **describe(MIRROR, views=1))
+    sets = describe(None)
+    if request.views:
+        sets["train"] = describe(request.augmentation, views=request.views)["train"]
+    return Features(cut=request.cut, **sets)

@@ -13,6 +13,7 @@ import numpy as np
 from thaw.architectures import ARCHITECTURES, preprocess, scale_after_normalization
 from thaw.device import prepare_keras
 from thaw.errors import BadConfig, BadDump, BadWeights
+from thaw.location import Url
 from thaw.model import ModelFacts
 from thaw.predict import predict_images
 from thaw.recipe import name_nearest
@@ -41,7 +42,7 @@ class NamedImages(Record):
 
 
 def name_images(
-    sources: Sequence[Path],
+    sources: Sequence[Path | Url],
     store: Store,
     backbone: str = "resnet50",
     weights: str = "imagenet",

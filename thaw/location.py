@@ -32,14 +32,23 @@ def parse_location(text: str | Path) -> Path | Url:
     Raises:
         BadConfig: the URL carries credentials, or lacks a bucket.
     """
+    parsed = parse_source(text)
+    return parsed if isinstance(parsed, Url) else parsed.expanduser().absolute()
+
+
+def parse_source(text: str | Path) -> Path | Url:
+    """As `parse_location`, but a path stays as it is written, for answers to be told by."""
     if isinstance(text, Url):
         return text
+    if not isinstance(text, str | Path):
+        raise ValueError(f"a path or a URL is text. Received: {text!r}")
     match = _URL.fullmatch(str(text))
     if match is None or match["protocol"] in ("file", "local"):
-        return Path(match["rest"] if match else text).expanduser().absolute()
+        return Path(match["rest"] if match else text)
     protocol, rest = match["protocol"], match["rest"].rstrip("/")
     bucket = rest.split("/")[0]
-    if "@" in bucket or "?" in rest or "#" in rest:
+    # A secret key may hold a slash, so that the @ comes later; after a host a colon is followed by a port.
+    if re.search(r"@|:(?!\d+$)", bucket) or "?" in rest or "#" in rest:
         # The text itself is left out: it may hold a secret.
         usual = _EXAMPLES.get(protocol, "what fsspec's settings say")
         raise BadConfig(
@@ -57,9 +66,6 @@ def choose_location(given: str | Path | None, variable: str, default: str) -> Pa
 
 
 # A path or a URL as a setting: text in, text out.
-Location = Annotated[
-    Path | Url,
-    PlainValidator(parse_location),
-    PlainSerializer(str),
-    WithJsonSchema({"type": "string", "format": "path"}),
-]
+_AS_TEXT = (PlainSerializer(str), WithJsonSchema({"type": "string", "format": "path"}))
+Location = Annotated[Path | Url, PlainValidator(parse_location), *_AS_TEXT]
+Source = Annotated[Path | Url, PlainValidator(parse_source), *_AS_TEXT]

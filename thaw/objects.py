@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from thaw.errors import BadConfig, MissingPackage, StoreNotWritable, StoreUnreachable
+from thaw.errors import BadConfig, DiskFull, MissingPackage, StoreNotWritable, StoreUnreachable
 from thaw.location import Url
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 REQUESTS_AT_ONCE = 32
 # What is wrong with the question will be wrong again.
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-# And so is what is wrong with the disk here, which an object is downloaded to.
-_FINAL_HERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PASSING_STATUSES = (408, 409, 425, 429)
 _PASSING_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 _PASSING_ERRORS = frozenset(
@@ -69,6 +67,7 @@ class Objects:
         StoreUnreachable: it stayed away for `PATIENCE_SECONDS`.
         StoreNotWritable: it refuses who asks.
         BadConfig: there is no such bucket, or the settings of the connection are wrong.
+        DiskFull: this machine's disk has no room for what is downloaded.
         FileNotFoundError: there is no such object.
     """
 
@@ -77,6 +76,7 @@ class Objects:
         from fsspec.core import url_to_fs  # a store on a disk does without
 
         self.url = url
+        self._warned = -_LONGEST_PAUSE_SECONDS
         self._family = _FAMILIES.get(url.protocol, "")
         options = _OPTIONS.get(self._family, {})
         try:
@@ -166,7 +166,7 @@ class Objects:
     def download(self, key: str, file: Path) -> None:
         """Get an object's bytes into a file."""
         if self.url.protocol == "memory":
-            file.write_bytes(self.read(key))
+            self._ask(lambda: file.write_bytes(self._system.cat_file(self._path(key))))
             return
         self._ask(self._system.get_file, self._path(key), str(file))
 
@@ -202,9 +202,16 @@ class Objects:
                         f"{self.url} did not answer for {PATIENCE_SECONDS:.0f} s ({_say(error)}). "
                         "What is published stays valid: when it is back, run the same command again."
                     ) from error
-                logger.warning("%s does not answer (%s); asking again", self.url, _say(error))
+                self._warn(error)
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _warn(self, error: Exception) -> None:
+        """Say that the store is away, once for all the threads that wait for it."""
+        now = time.monotonic()
+        if now - self._warned > _LONGEST_PAUSE_SECONDS:
+            self._warned = now
+            logger.warning("%s does not answer (%s); asking again", self.url, _say(error))
 
     def _raise_final(self, error: Exception) -> None:
         """Raise what asking again would not mend, as one of Thaw's errors where a user can put it right."""
@@ -217,7 +224,13 @@ class Objects:
             raise FileExistsError(str(error)) from error
         if status == 416:
             raise _NoSuchRange(str(error)) from error
-        if isinstance(error, _FINAL) or (isinstance(error, OSError) and error.errno in _FINAL_HERE):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not status:
+            raise DiskFull(
+                f"there is no room on this disk for what comes from {self.url}. Make room, and run the same command "
+                "again."
+            ) from error
+        # Only files of this machine have names in their errors.
+        if isinstance(error, _FINAL) or getattr(error, "filename", None):
             raise error
         if isinstance(error, PermissionError) or _lacks_credentials(error):
             raise StoreNotWritable(

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thaw.config import HeadConfig, OptimizerConfig, PhaseConfig
-from thaw.device import list_layers, prepare_keras
+from thaw.device import list_forms, list_layers, prepare_keras
 from thaw.records import History
 
 
@@ -60,8 +60,8 @@ def slow_down_by_depth(network: Any, depths: Mapping[str, int], settings: HeadCo
     shares = {}
     for layer in list_layers(network):
         for variable in layer.trainable_variables:
-            # Keras hands over its own variables or, on TensorFlow, the ones inside.
-            shares |= dict.fromkeys((id(variable), id(variable.value)), factor ** depths.get(layer.name, 0))
+            forms = map(id, list_forms(variable))
+            shares |= dict.fromkeys(forms, factor ** depths.get(layer.name, 0))
     step = network.optimizer.update_step
 
     def step_by_depth(gradient: Any, variable: Any, learning_rate: Any) -> None:

@@ -20,6 +20,7 @@ from thaw.drift import FALSE_ALARM_RATE, Drift, judge_drift, project
 from thaw.errors import BadConfig, BadDump, BadImage
 from thaw.images import read_image
 from thaw.layout import natural_key
+from thaw.location import Url
 from thaw.model import (
     ModelFacts,
     load_model,
@@ -28,6 +29,7 @@ from thaw.model import (
     predict_watched,
     watch_prefix,
 )
+from thaw.objects import REQUESTS_AT_ONCE, Objects
 from thaw.progress import track
 from thaw.records import Made, Record
 from thaw.registry import read_registry
@@ -66,7 +68,7 @@ def find_model(name: str, store: Store) -> Path:
 
 
 def label_images(
-    sources: Sequence[Path],
+    sources: Sequence[Path | Url],
     model: str,
     file: Path | None,
     store: Store,
@@ -132,9 +134,12 @@ def label_images(
 
 
 def predict_images(
-    model: Any, facts: ModelFacts, sources: Sequence[Path], keep: Callable[[np.ndarray], None] | None = None
+    model: Any,
+    facts: ModelFacts,
+    sources: Sequence[Path | Url],
+    keep: Callable[[np.ndarray], None] | None = None,
 ) -> Iterator[LabelledImage]:
-    """Label every image found in files, folders and zip archives, in their order.
+    """Label every image found in files, folders and zip archives, on a disk or at URLs, in their order.
 
     An image that can't be read gets a row with its error; the others are not held up.
 
@@ -146,7 +151,7 @@ def predict_images(
         BadDump: an archive can't be opened.
     """
     model = watch_prefix(model) if keep else model
-    with ExitStack() as opened, ThreadPoolExecutor() as pool:
+    with ExitStack() as opened, ThreadPoolExecutor(count_readers(sources)) as pool:
         images = list(list_images(sources, opened))
         read = partial(_read_image, facts=facts)
         with track("predict", len(images), "images") as advance:
@@ -173,7 +178,14 @@ def _make_place(file: Path, store: Store) -> Path:
     return place
 
 
-def list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def count_readers(sources: Sequence[Path | Url]) -> int | None:
+    """How many threads should read at once, where that is not the processors' number."""
+    return REQUESTS_AT_ONCE if any(isinstance(source, Url) for source in sources) else None
+
+
+def list_images(
+    sources: Sequence[Path | Url], opened: ExitStack
+) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Every image of files, folders and zip archives, in their order: its path, and what reads its bytes.
 
     Args:
@@ -183,7 +195,7 @@ def list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[st
         BadDump: an archive can't be opened.
     """
     for source in sources:
-        if source.is_dir() or (source.is_file() and zipfile.is_zipfile(source)):
+        if _is_dump(source):
             dump = opened.enter_context(open_dump(source))
             for name in sorted(filter(is_image_name, dump.members()), key=natural_key):
                 yield f"{printable(str(source))}/{name}", partial(dump.read, name)
@@ -191,9 +203,15 @@ def list_images(sources: Sequence[Path], opened: ExitStack) -> Iterator[tuple[st
             yield printable(str(source)), partial(_read_file, source)
 
 
-def _read_file(path: Path) -> bytes:
+def _is_dump(source: Path | Url) -> bool:
+    if isinstance(source, Url):
+        return not is_image_name(source.name)
+    return source.is_dir() or (source.is_file() and zipfile.is_zipfile(source))
+
+
+def _read_file(path: Path | Url) -> bytes:
     try:
-        return path.read_bytes()
+        return Objects(path).read("") if isinstance(path, Url) else path.read_bytes()
     except OSError as error:
         raise BadImage(error.strerror or str(error)) from error
 

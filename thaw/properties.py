@@ -169,7 +169,8 @@ def measure_images(manifest: Manifest, config: DumpConfig, store: Store) -> Made
     missing = [row for row in manifest.images if row.sha256 not in known]
     if missing:
         with open_dump(config.path) as dump, track("measure images", len(missing), "images") as advance:
-            for measures in map_ahead(partial(_measure_row, dump), missing, _AHEAD, os.cpu_count()):
+            threads = dump.readers or os.cpu_count()
+            for measures in map_ahead(partial(_measure_row, dump), missing, _AHEAD, threads):
                 known[measures.sha256] = measures
                 advance()
     made = Measurement(measurer=MEASURER, images=tuple(known[row.sha256] for row in manifest.images))

@@ -86,7 +86,7 @@ class FreshRows(_SplitSide):
     def __init__(self, features: FeatureSet, cut: str, source: ViewSource, dump: Dump, store: Store):
         super().__init__(features, store)
         self._source, self._dump = source, dump
-        self._pool = ThreadPoolExecutor()
+        self._pool = ThreadPoolExecutor(dump.readers)
         self._extractor = Extractor(self.space, source.backbone, None, [cut])
         self.shape = self.read(slice(0, 1)).shape[1:]
 

@@ -71,6 +71,10 @@ class SpaceFolder:
         keys = list(keys)
         return list(dict.fromkeys(compress(keys, (~self.holds(keys)).tolist())))
 
+    def is_published(self, keys: Sequence[Key]) -> bool:
+        """Whether a shard of just these rows is published by now, here or by anybody else."""
+        return self._store.is_published("features", self.space.digest, _name_shard(pack_keys(keys)))
+
     def append(self, keys: Sequence[Key], features: np.ndarray) -> None:
         """Publish rows as one new shard: `features` is (len(keys), *shape).
 
@@ -85,7 +89,7 @@ class SpaceFolder:
                 "Set backbone.storage to float32."
             )
         packed = pack_keys(keys)
-        name = hashlib.sha256(packed.tobytes()).hexdigest()[:16]
+        name = _name_shard(packed)
         with self._store.publish_folder("features", self.space.digest, name) as partial:
             np.save(partial / BULKY, rows, allow_pickle=False)
             np.save(partial / "keys.npy", packed, allow_pickle=False)
@@ -249,6 +253,10 @@ class SpaceFolder:
         # Other shards may hold some of the same rows, so that those which are left are taken in anew.
         left, self._shards, self._index = self._shards, {}, KeyIndex()
         self._open(left)
+
+
+def _name_shard(packed: np.ndarray) -> str:
+    return hashlib.sha256(packed.tobytes()).hexdigest()[:16]
 
 
 def checksum(file: Path) -> str:

@@ -2,15 +2,26 @@
 
 On TensorFlow a step is a function of its own. A large dense network waits for memory, so XLA joins its
 operations and two steps go into one call; a convolutional one multiplies, on processor cores by minimal filtering.
-On Keras's other backends, which compile steps well themselves, Keras's own step is used.
+On Keras's other backends, which compile steps well themselves, Keras's own step is used; on JAX it is Keras, too, that
+shares a batch among devices.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from thaw.config import OptimizerConfig
-from thaw.device import compile_function, differentiate, list_layers, prepare_keras
+from thaw.device import (
+    compile_function,
+    count_shares,
+    differentiate,
+    find_share,
+    list_layers,
+    prepare_keras,
+    share_out,
+)
 from thaw.optimizer import build_optimizer
 from thaw.winograd import speed_up_convolutions
 
@@ -124,7 +135,55 @@ class TensorFlowSteps(KerasSteps):
         return ops.stack([ops.sum(losses), right])
 
 
+class SharedSteps(TensorFlowSteps):
+    """Steps of a network that `share_batches` gave to several devices on TensorFlow: each takes its share of a batch.
+
+    They do what one device does, but for the order of sums, and for dropout: each device draws masks of its own,
+    from the seed and its number, so the masks are not those of one device. (On JAX they are.)
+    """
+
+    def __init__(self, network: Any):
+        super().__init__(network)
+        layers = prepare_keras().layers
+        every = list(list_layers(network))
+        self._norms = [layer for layer in every if isinstance(layer, layers.BatchNormalization)]
+        self._dropouts = [layer for layer in every if isinstance(layer, layers.Dropout)]
+        self._share_step = share_out(self._step_through_share, axis=1)
+        # XLA does not join operations of several devices.
+        self.batches = 1
+        self._step = compile_function(self._step_together, fuse=False)
+        self._score = compile_function(share_out(self._forward, axis=0), fuse=False)
+
+    def _step_together(self, features: Any, labels: Any) -> Any:
+        """Step with the statistics of all shares, as one device would take them of the whole batch."""
+        before = [norm.synchronized for norm in self._norms]
+        # Not for good: it would be saved with the layer, which other backends could then not load.
+        for norm in self._norms:
+            norm.synchronized = True
+        try:
+            return self._share_step(features, labels)
+        finally:
+            for norm, synchronized in zip(self._norms, before, strict=True):
+                norm.synchronized = synchronized
+
+    def _step_through_share(self, features: Any, labels: Any) -> Any:
+        with self._draw_own_masks():
+            return self._step_through(features, labels)
+
+    @contextmanager
+    def _draw_own_masks(self) -> Iterator[None]:
+        """Draw dropout from a seed of the device's own, which leaves all devices with the same in the end."""
+        own = find_share() * np.array([1, 0])
+        seeds = [layer.seed_generator.state for layer in self._dropouts]
+        for seed in seeds:
+            seed.assign_add(own)
+        yield
+        for seed in seeds:
+            seed.assign_sub(own)
+
+
 def compile_steps(network: Any) -> KerasSteps:
     """The fastest steps that this machine has for a compiled network."""
-    tensorflow = prepare_keras().backend.backend() == "tensorflow"
-    return (TensorFlowSteps if tensorflow else KerasSteps)(network)
+    if prepare_keras().backend.backend() != "tensorflow":
+        return KerasSteps(network)
+    return (SharedSteps if count_shares() > 1 else TensorFlowSteps)(network)

@@ -70,6 +70,12 @@ class Store:
             self._bring(*parts)
         return self.folder(*parts)
 
+    def is_published(self, *parts: str) -> bool:
+        """Whether a folder is published."""
+        if self.mirror:
+            return self.mirror.find_marker("/".join(parts)) is not None
+        return self.folder(*parts).is_dir()
+
     def fetch_folders(self, folders: Sequence[tuple[str, ...]], but: Sequence[str] = ()) -> None:
         """Bring many published folders to this disk, but for files of certain names. Damaged ones are set aside."""
         if self.mirror:

@@ -19,7 +19,7 @@ import numpy as np
 
 from thaw.claims import claim
 from thaw.config import HeadConfig, PhaseConfig
-from thaw.device import list_layers, prepare_keras
+from thaw.device import list_layers, prepare_keras, share_batches
 from thaw.extract import map_ahead
 from thaw.optimizer import set_rate, slow_down_by_depth
 from thaw.progress import track
@@ -112,6 +112,7 @@ def train_network(
     blank = History(validation_counts=validation.count_labels(), monitor=plan.settings.monitor)
     with (
         open_training_rows(plan.features, source, store) as train,
+        share_batches(plan.settings.batch_size),
         claim(store, "checkpoints", plan.address),
     ):
         found = find_checkpoint(store, plan.address)
@@ -249,7 +250,8 @@ def _run_epoch(
         accuracy=accuracy,
         val_loss=val_loss,
         val_accuracy=val_accuracy,
-        learning_rate=float(network.optimizer.learning_rate),
+        # A variable on several devices has no float of its own.
+        learning_rate=float(np.asarray(network.optimizer.learning_rate)),
     )
 
 

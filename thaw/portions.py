@@ -1,0 +1,150 @@
+"""Share out the rows that the feature cache lacks among workers, in portions that any of them can fill."""
+
+import math
+import socket
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from thaw.backbone import build_backbone
+from thaw.features import FeatureRequest, cache_request, describe_space, list_parts, read_split
+from thaw.fill import SHARD_ROWS, fill_beside_others, open_folders
+from thaw.index import pack_keys
+from thaw.records import PIXELS, Made, Record
+from thaw.store import Store
+
+# More portions than this would be more bookkeeping than work.
+_MOST_PORTIONS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Portion(Record):
+    """What one worker is given at a time: images `start` up to `end` of one part of a request.
+
+    `rows` are those of the images; `missing` of them were not cached when it was planned.
+    """
+
+    part: int
+    start: int
+    end: int
+    rows: int
+    missing: int
+
+    @property
+    def title(self) -> str:
+        """What it is for people."""
+        return f"images {self.start:,} to {self.end:,}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortionPlan(Record):
+    """How a request is shared out: the request with its precision settled, and what is missing in portions.
+
+    `computed` rows were not worth sharing, and are done.
+    """
+
+    request: FeatureRequest
+    portions: tuple[Portion, ...]
+    rows: int
+    computed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortionReport(Record):
+    """What came of a portion: rows computed and rows that were there by then, on which machine, how long it took."""
+
+    computed: int
+    found: int
+    seconds: float
+    host: str
+
+
+def plan_portions(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+    """Share out the rows that are missing: at most so many images a portion, and so many 10^6 bytes of features.
+
+    Portions are as large as each other, and end where shards do.
+
+    Raises:
+        As `cache_features` does.
+    """
+    settled = describe_space(request.backbone, request.settings, request.cut, store).precision
+    settings = request.settings.model_copy(update={"precision": settled})
+    request = replace(request, settings=settings)
+    parts, cuts = list_parts(request, read_split(request, store), store), request.cuts
+    portions: list[Portion] = []
+    for number, part in enumerate(parts):
+        views = len(part.views)
+        packed = pack_keys((row.sha256, view) for row in part.images for view in part.views)
+        held = np.array(
+            [folder.holds(packed) for folder in open_folders(part.space, cuts, packed, store).values()]
+        )
+        missing = (~held.all(axis=0)).reshape(-1, views).sum(axis=1)
+        incomplete = np.flatnonzero(missing)
+        if incomplete.size:
+            most = _count_images(request, len(incomplete), views, images, megabytes)
+            for some in np.split(incomplete, range(most, len(incomplete), most)):
+                start, end = int(some[0]), int(some[-1]) + 1
+                lacking = int(missing[start:end].sum())
+                rows = (end - start) * views
+                portions.append(Portion(part=number, start=start, end=end, rows=rows, missing=lacking))
+    plan = PortionPlan(request=request, portions=tuple(portions), rows=sum(len(part) for part in parts))
+    note = f"{sum(portion.missing for portion in portions):,} rows in {len(portions):,} portions"
+    return Made(value=plan, reused=not portions, note=note)
+
+
+def begin_request(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+    """Share out the rows that are missing, or fill them in where there is no more than one portion.
+
+    Raises:
+        As `cache_features` does.
+    """
+    made = plan_portions(request, images, megabytes, store)
+    plan = made.value
+    if len(plan.portions) != 1:
+        return made
+    cached = cache_request(plan.request, store)
+    computed = plan.portions[0].missing
+    return replace(cached, value=replace(plan, portions=(), computed=computed))
+
+
+def fill_portion(
+    request: FeatureRequest, portion: Portion, store: Store, backwards: bool = False
+) -> Made[PortionReport]:
+    """Compute what a portion lacks, beside other workers.
+
+    Args:
+        backwards: from the end, for a second worker on the same portion.
+
+    Raises:
+        As `cache_features` does.
+    """
+    started = time.monotonic()
+    whole = list_parts(request, read_split(request, store), store)[portion.part]
+    part = replace(whole, images=whole.images[portion.start : portion.end])
+    computed = fill_beside_others(part, request.cuts, request.source, store, backwards)
+    seconds = round(time.monotonic() - started, 3)
+    report = PortionReport(
+        computed=computed, found=portion.rows - computed, seconds=seconds, host=socket.gethostname()
+    )
+    return Made(value=report, reused=computed == 0, note=f"{computed:,} of {portion.rows:,} rows computed")
+
+
+def _count_images(request: FeatureRequest, incomplete: int, views: int, images: int, megabytes: int) -> int:
+    """How many images a portion has, of so many in all: within both limits where that is possible."""
+    fitting = max(1, min(images, int(megabytes * 1e6 / (_measure_row_bytes(request) * views))))
+    portions = min(math.ceil(incomplete / fitting), _MOST_PORTIONS)
+    even = math.ceil(incomplete / portions)
+    whole = max(1, SHARD_ROWS // views)
+    rounded = math.ceil(even / whole) * whole
+    return rounded if rounded <= fitting else even
+
+
+def _measure_row_bytes(request: FeatureRequest) -> int:
+    """Bytes of one row at all the cuts together, from the shapes of the network."""
+    size, item = request.settings.image_size_pixels, np.dtype(request.settings.storage).itemsize
+    network = build_backbone(request.backbone, size)
+    shapes = [
+        (size, size, 3) if cut == PIXELS else network.get_layer(cut).output.shape[1:] for cut in request.cuts
+    ]
+    return sum(math.prod(shape) for shape in shapes) * item
