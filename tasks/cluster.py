@@ -49,7 +49,7 @@ class ClusterCrew:
 
 @contextmanager
 def open_cluster(runner: Runner) -> Iterator[Any]:
-    """What tasks are submitted to: the cluster at the runner's address, or one on this machine for as long as the block.
+    """What tasks are submitted to: the cluster at the runner's address, or one on this machine meanwhile.
 
     Raises:
         MissingPackage: prefect-dask is not installed.
