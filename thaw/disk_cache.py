@@ -1,9 +1,11 @@
 """How much of a store in an object store is kept on this machine's disk: the shards read last, up to a limit."""
 
+import math
 import os
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,16 +42,22 @@ class Traffic:
 class DiskCache:
     """Keeps the bulky files below a folder within a limit: those that were not used for longest go first.
 
-    Several processes may share the folder. A file may go at any time; who needs it fetches it again.
+    A file that is larger than the limit is kept alone. Several processes may share the folder, each with what it
+    is fetching on top for a moment. A file may go at any time; who needs it fetches it again.
     """
 
     def __init__(self, folder: Path, limit_bytes: int | None = None):
-        """`limit_bytes` defaults to what THAW_CACHE_GB says, in 1e9 bytes; without it there is no limit."""
+        """`limit_bytes` defaults to what THAW_CACHE_GB says, in 1e9 bytes; without it there is no limit.
+
+        Raises:
+            BadConfig: THAW_CACHE_GB is no number above 0.
+        """
         self.traffic = Traffic()
         self.limit_bytes = _read_limit() if limit_bytes is None else limit_bytes
         self._folder = folder
         self._lock = threading.Lock()
-        self._held: int | None = None
+        # Bytes of files that this process is about to put here.
+        self._coming = 0
 
     def holds(self, file: Path) -> bool:
         """Whether a file is one of those that count."""
@@ -62,34 +70,44 @@ class DiskCache:
         with suppress(FileNotFoundError):
             os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
 
-    def miss(self, file: Path, size: int) -> None:
+    def miss(self, size: int) -> None:
         """Tell that a file of so many bytes was fetched."""
         with self._lock:
             fetched = self.traffic.fetched_bytes + size
             self.traffic = replace(self.traffic, misses=self.traffic.misses + 1, fetched_bytes=fetched)
-        self.keep(file, size)
 
-    def keep(self, file: Path, size: int) -> None:
-        """Tell that a file of so many bytes was put here."""
-        with self._lock:
-            if self._held is not None:
-                self._held += size
+    @contextmanager
+    def room(self, file: Path, size: int) -> Iterator[None]:
+        """Have room for a file of so many bytes, which is put here inside; what is not one of those that count has.
 
-    def make_room(self, size: int) -> None:
-        """Delete what was not used for longest, where another file of so many bytes would break the limit."""
-        if self.limit_bytes is None:
+        What was not used for longest is deleted where the limit would be broken, before and, since other
+        processes put files here too, after.
+        """
+        if not self.holds(file) or self.limit_bytes is None:
+            yield
             return
         with self._lock:
-            if self._held is not None and self._held + size <= self.limit_bytes:
-                return
-            # Other processes add files too: only the folder itself knows.
-            files = sorted(self._list(), key=lambda found: found[1])
-            self._held = sum(held for _, _, held in files)
-            for file, _, held in files:
-                if self._held + size <= _EVICTED_TO * self.limit_bytes:
-                    break
+            self._coming += size
+            self._evict(file)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._coming -= size
+                self._evict(file)
+
+    def _evict(self, newest: Path) -> None:
+        # Other processes add files too: only the folder itself knows.
+        files = sorted(self._list(), key=lambda found: found[1])
+        held = self._coming + sum(size for _, _, size in files)
+        if held <= self.limit_bytes:
+            return
+        for file, _, size in files:
+            if held <= _EVICTED_TO * self.limit_bytes:
+                break
+            if file != newest:
                 file.unlink(missing_ok=True)
-                self._held -= held
+                held -= size
 
     def _list(self) -> list[tuple[Path, int, int]]:
         found = []
@@ -113,7 +131,7 @@ def _read_limit() -> int | None:
     try:
         limit = float(text)
     except ValueError:
-        limit = 0.0
-    if limit <= 0:
+        limit = math.nan
+    if not 0 < limit < math.inf:
         raise BadConfig(f"{_LIMIT} is a number of gigabytes above 0, such as 50. Received: {text!r}.")
     return int(limit * 1e9)

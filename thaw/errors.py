@@ -22,6 +22,7 @@ ThawError
 ├── DiskFull                no room left; the store stays valid and the run can be resumed
 ├── StoreUnreachable        an object store stayed away; the run can be resumed when it is back
 ├── NotPublished            asked of a store that is only looked at, and not in it
+├── Damaged                 what is published has lost its bytes; it is set aside, and made again by the next run
 ├── DamagedShard            cached features are not what was written; they are made again by the next run
 ├── EmptyHistory            a verdict was asked for before any epoch was run
 ├── ChampionMoved           a decision was made against a model that is champion no more
@@ -114,6 +115,18 @@ class StoreUnreachable(ThawError):
 
 class NotPublished(ThawError):
     """A store that is only looked at lacks what was asked for, and it is not made there."""
+
+
+class Damaged(ThawError, FileNotFoundError):
+    """What is published is not what was written, or not all of it. It counts as not there, and can be made again.
+
+    Attributes:
+        folder: the key of the published folder.
+    """
+
+    def __init__(self, message: str, folder: str = ""):
+        super().__init__(message)
+        self.folder = folder
 
 
 class DamagedShard(ThawError):

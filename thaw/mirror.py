@@ -3,74 +3,67 @@
 What is read is brought here first, what is made is put there before it counts. A folder is published in two
 steps: its files go to `<folder>/<checksum>/<name>`, where nobody looks; then its marker, with the names, sizes
 and checksums of the files, is put where there is none yet. Whoever comes second drops its own. So a writer that
-dies in between leaves nothing that is read.
+dies in between leaves nothing that is read, and what is read is one writer's, whole.
+
+A copy here counts as long as its bytes are those that the marker names. The marker's own copy may be older than
+what is published, where another machine set that aside and made it again: it is held against the marker there
+whenever the folder is looked for or listed, and where a file that it names is gone.
 """
 
 import hashlib
-import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from thaw.disk_cache import DiskCache, find_cache_folder
+from thaw.errors import Damaged
 from thaw.location import Url
+from thaw.marker import MARKER, Marker, Published, checksum, describe_folder, read_marker
 from thaw.objects import Objects
 
-MARKER = "published.json"
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
 _AT_ONCE = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """One file of a published folder: its size in bytes, and the SHA-256 of those."""
-
-    bytes: int
-    sha256: str
-
-    def find(self, folder: str, name: str) -> str:
-        """The key of its object."""
-        return f"{folder}/{self.sha256[:16]}/{name}"
-
-
-Marker = Mapping[str, Published]
-
-
-def describe_folder(folder: Path) -> bytes:
-    """A marker for the files of a folder, those of its subfolders included."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)}
-        for path in files
-    }
-    return json.dumps({"files": facts}, indent=1).encode()
-
-
-def read_marker(data: bytes) -> Marker:
-    """The files that a marker names."""
-    return {name: Published(**facts) for name, facts in json.loads(data)["files"].items()}
+# Whoever publishes and finds what is there damaged sets that aside; only ever new damage makes it try again.
+_ATTEMPTS = 5
+# Bytes that a network damaged on their way are whole the next time.
+_DOWNLOADS = 2
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 class Mirror:
-    """Brings what is published in an object store to this disk, and publishes there. Keys are POSIX paths."""
+    """Brings what is published in an object store to this disk, and publishes there. Keys are POSIX paths.
+
+    Raises:
+        Damaged: what is asked for is published, and its bytes are not those that were.
+    """
 
     def __init__(self, url: Url):
         self.objects = Objects(url)
         place = f"{url.name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
         self.folder = find_cache_folder() / "stores" / place
         self.cache = DiskCache(self.folder)
+        # When the markers that were listed last were written, in seconds since 1970, by their keys.
+        self._listed: dict[str, float] = {}
 
     def find_marker(self, folder: str) -> Marker | None:
-        """What is published as a folder, or None."""
+        """What is published as a folder by now, or None."""
         try:
             data = self.objects.read(f"{folder}/{MARKER}")
-        except (FileNotFoundError, NotADirectoryError):
+        except _NOT_THERE:
+            if (self.folder / folder / MARKER).exists():
+                self.forget(folder)
             return None
-        return read_marker(data)
+        return self._keep_marker(folder, data)
 
     def list(self, folder: str) -> list[str]:
         """Names of what is published directly in a folder, files and folders, the newest first."""
@@ -80,64 +73,78 @@ class Mirror:
             # Anything deeper is a file of a folder, and counts where that has its marker.
             if len(rest) < 2:
                 newest[name] = max(facts.written, newest.get(name, 0.0))
+            if rest == [MARKER]:
+                self._listed[key] = facts.written
         return sorted(newest, key=lambda name: newest[name], reverse=True)
 
     def bring(self, key: str) -> bool:
         """See that a published file, or a published folder with all its files, is here; False where there is none."""
-        folder, _, name = key.rpartition("/")
-        known = self._recall_marker(folder)
-        if known is None or name not in known:
-            if f"{key}/{MARKER}" in self.objects.list(key):
-                self.bring_folders([key])
-                return True
-            with suppress(FileNotFoundError, FileExistsError, IsADirectoryError), self._aside(key) as partial:
-                self.objects.download(key, partial)
-                return True
-            known = self.find_marker(folder) if folder else None
-        if known is None or name not in known:
-            return False
-        self.bring_file(folder, name, known)
-        return True
+        marker = self._recall_marker(key)
+        if marker is not None:
+            self._bring_files((key, name, marker) for name in marker)
+            return True
+        within = [(folder.as_posix(), key[len(folder.as_posix()) + 1 :]) for folder in _list_folders(key)]
+        for find in (self._recall_marker, self.find_marker):
+            for folder, name in within:
+                marker = find(folder)
+                if marker is not None and name in marker:
+                    self.bring_file(folder, name, marker)
+                    return True
+        with suppress(*_NOT_THERE), self._aside(key) as partial:
+            self.objects.download(key, partial)
+            return True
+        marker = self.find_marker(key)
+        if marker is not None:
+            self._bring_files((key, name, marker) for name in marker)
+        return marker is not None
 
-    def bring_file(self, folder: str, name: str, marker: Marker | None = None) -> Path:
+    def bring_file(self, folder: str, name: str, marker: Marker) -> Path:
         """One file of a published folder, whole as it was published.
 
         Raises:
-            FileNotFoundError: it is not published, or its bytes are lost or damaged there.
+            FileNotFoundError: it is published no more.
         """
         file = self.folder / folder / name
-        marker = marker or self._recall_marker(folder) or self.find_marker(folder) or {}
-        if name not in marker:
-            raise FileNotFoundError(f"{folder}/{name} is not published")
-        bulky = self.cache.holds(file)
-        if file.is_file() and file.stat().st_size == marker[name].bytes:
-            if bulky:
+        if _is_whole(file, marker[name]):
+            if self.cache.holds(file):
                 self.cache.hit(file)
             return file
-        if bulky:
-            self.cache.make_room(marker[name].bytes)
-        with self._aside(f"{folder}/{name}") as partial:
-            self.objects.download(marker[name].find(folder, name), partial)
-            if _hash(partial) != marker[name].sha256:
-                raise FileNotFoundError(f"{folder}/{name} does not match its checksum")
-        if bulky:
-            self.cache.miss(file, marker[name].bytes)
+        try:
+            self._download(folder, name, marker[name])
+        except Damaged:
+            published = self.find_marker(folder)
+            if published is None or name not in published:
+                raise FileNotFoundError(f"{folder}/{name} is not published any more") from None
+            if published[name] == marker[name]:
+                raise
+            return self.bring_file(folder, name, published)
         return file
 
-    def bring_folders(self, folders: Sequence[str], but: Sequence[str] = ()) -> None:
-        """Bring published folders, many at once, but for files of certain names."""
-        unknown = [folder for folder in folders if self._recall_marker(folder) is None]
-        markers = self.objects.read_many([f"{folder}/{MARKER}" for folder in unknown])
-        wanted = []
-        for folder in folders:
-            data = markers.get(f"{folder}/{MARKER}")
-            marker = read_marker(data) if data else self._recall_marker(folder)
-            wanted += [(folder, name, marker) for name in marker or () if name not in but]
-            if data:
-                self._write(f"{folder}/{MARKER}", data)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(lambda one: self.bring_file(*one), wanted):
-                pass
+    def bring_folders(self, folders: Sequence[str], but: Sequence[str] = ()) -> dict[str, Damaged]:
+        """Bring published folders, many at once, but for files of certain names; tells which are damaged."""
+        known = {folder: self._recall_marker(folder) for folder in folders}
+        markers = self.objects.read_many(
+            [f"{name}/{MARKER}" for name, marker in known.items() if marker is None]
+        )
+        damaged: dict[str, Damaged] = {}
+        for key, data in markers.items():
+            folder = key.removesuffix(f"/{MARKER}")
+            try:
+                known[folder] = self._keep_marker(folder, data)
+            except Damaged as error:
+                damaged[folder] = error
+
+        def bring(file: tuple[str, str, Marker]) -> None:
+            try:
+                self.bring_file(*file)
+            except Damaged as error:
+                damaged[file[0]] = error
+            except FileNotFoundError:
+                pass  # set aside or deleted since it was asked for
+
+        wanted = [(folder, name, marker) for folder, marker in known.items() for name in marker or ()]
+        _do_at_once(bring, [file for file in wanted if file[1] not in but])
+        return damaged
 
     def put_file(self, file: Path, key: str) -> None:
         """Publish a file, over the one that is there; it stays here as well."""
@@ -151,85 +158,199 @@ class Mirror:
                 self.objects.upload(file, file.relative_to(self.folder).as_posix())
 
     def put_folder(self, folder: Path, key: str) -> None:
-        """Publish a folder unless another writer was faster; what was published is here afterwards, or fetched."""
+        """Publish a folder unless another writer was faster; what is published is here afterwards."""
         data = describe_folder(folder)
         marker = read_marker(data)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(
-                pool.map(
-                    lambda name: self.objects.upload(folder / name, marker[name].find(key, name)), marker
-                )
-            )
-        if not self.objects.create(f"{key}/{MARKER}", data):
-            winner = self.find_marker(key) or {}
-            lost = [facts.find(key, name) for name, facts in marker.items() if winner.get(name) != facts]
-            self.objects.delete(lost)
-            return
-        (folder / MARKER).write_bytes(data)
-        self._place(folder, key)
-        for name, facts in marker.items():
-            file = self.folder / key / name
-            if self.cache.holds(file):
-                self.cache.make_room(facts.bytes)
-                self.cache.keep(file, facts.bytes)
+        for _ in range(_ATTEMPTS):
+            _do_at_once(lambda name: self.objects.upload(folder / name, marker[name].find(key, name)), marker)
+            if self.objects.create(f"{key}/{MARKER}", data):
+                self._keep(folder, key, data, marker)
+                return
+            with suppress(Damaged):
+                winner = self.find_marker(key)
+                if winner is None:
+                    continue  # set aside since
+                if not self.bring_folders([key]):
+                    lost = [
+                        facts.find(key, name) for name, facts in marker.items() if winner.get(name) != facts
+                    ]
+                    self.objects.delete(lost)
+                    return
+            if self.set_aside(key, name_damaged(key)):
+                logger.warning("%s/%s was damaged, and is published again", self.objects.url, key)
+        raise Damaged(f"{self.objects.url}/{key} was damaged each time that it was published", key)
 
     def delete(self, key: str) -> None:
-        """Delete a published file or folder, its marker first, here and there."""
-        listed = self.objects.list(key)
-        marker = f"{key}/{MARKER}"
-        self.objects.delete([*([marker] if marker in listed else []), *(listed.keys() - {marker})])
+        """Delete a published file or folder, the markers first, here and there."""
+        listed = self.objects.list(key).keys()
+        markers = {name for name in listed if name.endswith(f"/{MARKER}")}
+        self.objects.delete(sorted(markers))
+        self.objects.delete([*sorted(listed - markers), *([] if listed else [key])])
         self.forget(key)
 
     def forget(self, key: str) -> None:
         """Delete the copy that is here."""
         here = self.folder / key
         if here.is_dir():
-            shutil.rmtree(here, ignore_errors=True)
-        here.is_file() and here.unlink(missing_ok=True)
+            gone = Path(tempfile.mkdtemp(dir=self._make_partials()))
+            with suppress(OSError):  # whoever else forgets it is as good
+                here.rename(gone / here.name)
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            with suppress(NotADirectoryError):
+                here.unlink(missing_ok=True)
 
-    def set_aside(self, key: str, under: str) -> None:
-        """Take a damaged file or folder out of the way: what is left of it is kept at another key."""
-        for name in (key, f"{key}/{MARKER}"):
-            with suppress(FileNotFoundError, IsADirectoryError):
-                self.objects.replace(name.replace(key, under, 1), self.objects.read(name))
-                self.objects.delete([name])
-        self.forget(key)
+    def set_aside(self, key: str, under: str, certain: bool = True) -> bool:
+        """Take a damaged file or folder out of the way: what is left of it stays, where nobody looks.
+
+        Where it is not `certain`, and the bytes there are those that were published, nothing but the copy here was
+        damaged, and is made whole. Two that set the same aside do it once; where one is late by so much that the
+        folder was published again in the very moment before it deletes, that work is done once more.
+
+        Args:
+            under: the key that what is left goes to.
+
+        Returns:
+            Whether anything was set aside.
+        """
+        for name in (f"{key}/{MARKER}", key):
+            with suppress(*_NOT_THERE):
+                data = self.objects.read(name)
+                if not certain and self._is_sound_there(key, None if name == key else data):
+                    return False
+                self.objects.replace(f"{under}{name.removeprefix(key)}", data)
+                if self.objects.read(name) == data:
+                    self.objects.delete([name])
+                self.forget(key)
+                return True
+        return False
+
+    def _is_sound_there(self, key: str, marker: bytes | None) -> bool:
+        """Whether a damaged copy is damaged here alone. A copy that is not is as damaged as what it was made from."""
+        file = self.folder / key
+        if marker is None:
+            return not (file.is_file() and file.read_bytes() == self.objects.read(key))
+        try:
+            published = self._keep_marker(key, marker)
+        except Damaged:
+            return False
+        if all(_is_whole(file / name, facts) for name, facts in published.items()):
+            return False
+        return not self.bring_folders([key])
+
+    def _keep_marker(self, folder: str, data: bytes) -> Marker:
+        """Have the marker that is published here too; what was brought by another one is not of that folder."""
+        try:
+            marker = read_marker(data)
+        except ValueError as error:
+            raise Damaged(f"{self.objects.url}/{folder}/{MARKER} is damaged: {error}", folder) from error
+        file = self.folder / folder / MARKER
+        try:
+            known = file.read_bytes() == data
+        except OSError:
+            known = None
+        if known is False:
+            self.forget(folder)
+        if not known:
+            with self._aside(f"{folder}/{MARKER}") as partial:
+                partial.write_bytes(data)
+        written = self._listed.get(f"{folder}/{MARKER}")
+        if written is not None:
+            with suppress(FileNotFoundError):
+                os.utime(file, (written, written))
+        return marker
 
     def _recall_marker(self, folder: str) -> Marker | None:
-        """The marker of a folder that was brought here before: published folders don't change."""
+        """The marker of a folder that was brought here before, unless another one was listed since."""
+        file = self.folder / folder / MARKER
         try:
-            return read_marker((self.folder / folder / MARKER).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            facts = file.stat()
+            written = self._listed.get(f"{folder}/{MARKER}", facts.st_mtime)
+            # Of disks that round times.
+            if abs(written - facts.st_mtime) > 0.001:
+                return None
+            return _read_marker_file(file, facts.st_mtime_ns, facts.st_size, facts.st_ino)
+        except (OSError, ValueError):
             return None
 
-    def _write(self, key: str, data: bytes) -> None:
-        with self._aside(key) as partial:
-            partial.write_bytes(data)
+    def _bring_files(self, files: Iterable[tuple[str, str, Marker]]) -> None:
+        _do_at_once(lambda file: self.bring_file(*file), list(files))
+
+    def _download(self, folder: str, name: str, facts: Published) -> None:
+        file, key = self.folder / folder / name, facts.find(folder, name)
+        with self.cache.room(file, facts.bytes), self._aside(f"{folder}/{name}") as partial:
+            for attempt in range(1, _DOWNLOADS + 1):
+                try:
+                    self.objects.download(key, partial)
+                except _NOT_THERE as error:
+                    lost = f"{self.objects.url}/{folder}/{name} is lost, there is no object {key}"
+                    raise Damaged(lost, folder) from error
+                if _is_whole(partial, facts):
+                    break
+                if attempt == _DOWNLOADS:
+                    raise Damaged(f"{self.objects.url}/{folder}/{name} does not match its checksum", folder)
+        if self.cache.holds(file):
+            self.cache.miss(facts.bytes)
+
+    def _keep(self, folder: Path, key: str, data: bytes, marker: Marker) -> None:
+        """Make what was just published the copy here."""
+        self._keep_marker(key, data)
+        for name, facts in marker.items():
+            with self.cache.room(self.folder / key / name, facts.bytes):
+                self._place(folder / name, f"{key}/{name}")
 
     def _place(self, made: Path, key: str) -> None:
         target = self.folder / key
         target.parent.mkdir(parents=True, exist_ok=True)
-        if made.is_dir():
-            shutil.rmtree(target, ignore_errors=True)
-        with suppress(OSError):  # another process brought it here meanwhile
-            made.rename(target)
+        made.replace(target)
 
     @contextmanager
     def _aside(self, key: str) -> Iterator[Path]:
         """Yield a path to write; at the end it becomes the copy of `key`."""
-        partials = self.folder / "partial"
-        partials.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=partials)
+        descriptor, name = tempfile.mkstemp(dir=self._make_partials())
         os.close(descriptor)
-        partial, target = Path(name), self.folder / key
+        partial = Path(name)
         try:
             yield partial
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.replace(target)
+            self._place(partial, key)
         finally:
             partial.unlink(missing_ok=True)
 
+    def _make_partials(self) -> Path:
+        partials = self.folder / "partial"
+        partials.mkdir(parents=True, exist_ok=True)
+        return partials
 
-def _hash(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+def name_damaged(key: str) -> str:
+    """Where what is left of a damaged file or folder goes."""
+    place = PurePosixPath(key)
+    return f"damaged/{place.parent.name}-{place.name}-{time.time_ns()}"
+
+
+def _list_folders(key: str) -> list[PurePosixPath]:
+    """The folders that may be published and hold a key, the innermost first: those directly in the store are kinds."""
+    return [folder for folder in PurePosixPath(key).parents if len(folder.parts) > 1]
+
+
+def _is_whole(file: Path, facts: Published) -> bool:
+    """Whether a file is here with the bytes that were published."""
+    try:
+        return file.stat().st_size == facts.bytes and checksum(file) == facts.sha256
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+@lru_cache(maxsize=100_000)
+def _read_marker_file(file: Path, *_changed: int) -> Marker:
+    return read_marker(file.read_bytes())
+
+
+def _do_at_once(work: Callable[[Item], object], items: Iterable[Item]) -> None:
+    """Do the same to many; the first error ends it, and what was not begun is not."""
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        for _ in pool.map(work, items):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from thaw.disk import write_through
 from thaw.errors import ChampionMoved, DiskFull, NoSuchModel, NotPublished, StoreNotWritable
 from thaw.promotion import Decision
 from thaw.records import Outcome, Record
-from thaw.store import Store, write_through
+from thaw.store import Store
 
 _FILE = "registry.json"
 _LISTED = 10

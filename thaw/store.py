@@ -11,9 +11,6 @@ made is put there before it counts: `thaw.mirror` does that. The rest of Thaw wo
 import errno
 import logging
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -22,18 +19,17 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from thaw.errors import DiskFull, NotPublished, StoreNotWritable
+from thaw.disk import Disk, write_through
+from thaw.errors import Damaged, DiskFull, NotPublished
 from thaw.location import Url, choose_location
-from thaw.mirror import MARKER, Mirror, describe_folder
+from thaw.marker import MARKER, describe_folder
+from thaw.mirror import Mirror, name_damaged
+from thaw.objects import Facts
 from thaw.records import Record
 from thaw.slips import FileSlip, ObjectSlip, Slip
 
 logger = logging.getLogger(__name__)
 SomeRecord = TypeVar("SomeRecord", bound=Record)
-
-_ABANDONED_SECONDS = 24 * 3600
-_NEARLY_FULL_BYTES = 1_000_000
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
 
 
 class Store:
@@ -51,18 +47,27 @@ class Store:
         self.address = str(location)
         self.mirror = Mirror(location) if isinstance(location, Url) else None
         self._root = self.mirror.folder if self.mirror else location
+        self._disk = Disk(self._root, copies=self.address if self.mirror else None)
 
     def __repr__(self) -> str:
         return f"Store({self.address!r})"
+
+    def __reduce__(self) -> tuple[type, tuple[str, bool]]:
+        """Another process opens it by its address, with a disk cache as its own settings say."""
+        return type(self), (self.address, self.looks_only)
 
     def folder(self, *parts: str) -> Path:
         """Where something lies, or would lie, on this machine's disk."""
         return self._root.joinpath(*parts)
 
     def fetch(self, *parts: str) -> Path:
-        """The same place, and what is published there brought to it, where it is published."""
+        """The same place, and what is published there brought to it, where it is published.
+
+        Raises:
+            Damaged: it is published, and is not what was written. It is set aside.
+        """
         if self.mirror:
-            self.mirror.bring("/".join(parts))
+            self._bring(*parts)
         return self.folder(*parts)
 
     def is_published(self, *parts: str) -> bool:
@@ -72,9 +77,12 @@ class Store:
         return self.folder(*parts).is_dir()
 
     def fetch_folders(self, folders: Sequence[tuple[str, ...]], but: Sequence[str] = ()) -> None:
-        """Bring many published folders to this disk, but for files of certain names."""
+        """Bring many published folders to this disk, but for files of certain names. Damaged ones are set aside."""
         if self.mirror:
-            self.mirror.bring_folders(["/".join(parts) for parts in folders], but)
+            with self._disk.writing():
+                damaged = self.mirror.bring_folders(["/".join(parts) for parts in folders], but)
+            for key, error in damaged.items():
+                self._set_aside(self.folder(key), str(error), certain=True)
 
     def list(self, *parts: str) -> list[str]:
         """Names of what is published directly in a folder, the newest first."""
@@ -86,6 +94,23 @@ class Store:
                 with suppress(FileNotFoundError):  # discarded meanwhile
                     newest.append((entry.stat().st_mtime_ns, entry.name))
         return [name for _, name in sorted(newest, reverse=True)]
+
+    def survey(self, *parts: str) -> dict[str, Facts]:
+        """Size and age of every file below a folder, by its path in the store, in no order.
+
+        In an object store those are the objects, among them the files of folders that are published or not yet.
+        """
+        if self.mirror:
+            return self.mirror.objects.list("/".join(parts))
+        found = {}
+        for folder, _, names in os.walk(self.folder(*parts)):
+            for name in names:
+                file = Path(folder, name)
+                with suppress(FileNotFoundError):  # discarded meanwhile
+                    facts = file.lstat()
+                    key = file.relative_to(self._root).as_posix()
+                    found[key] = Facts(size=facts.st_size, written=facts.st_mtime)
+        return found
 
     def looking(self) -> "Store":
         """The same store, only looked at: a stage finds its result there or raises NotPublished at once."""
@@ -131,9 +156,7 @@ class Store:
 
     def free_bytes(self) -> int:
         """Bytes left on the disk that the store, or this machine's copy of it, lies on or would lie on."""
-        return shutil.disk_usage(
-            next(path for path in (self._root, *self._root.parents) if path.exists())
-        ).free
+        return self._disk.free_bytes()
 
     def read(self, kind: str, digest: str, record: type[SomeRecord]) -> SomeRecord | None:
         """The record published as `<kind>/<digest>.json`, or None. A damaged file is set aside."""
@@ -142,7 +165,10 @@ class Store:
     def read_file(self, path: Path, record: type[SomeRecord]) -> SomeRecord | None:
         """The record in a file of the store, or None. A damaged file is set aside."""
         try:
-            return record.from_json(self.fetch(*path.relative_to(self._root).parts).read_bytes())
+            parts = path.relative_to(self._root).parts
+            if self.mirror and not self._bring(*parts):
+                return None  # what may lie here is the copy of one that is published no more
+            return record.from_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValidationError as error:
@@ -165,7 +191,11 @@ class Store:
         """
         folder = self.folder(kind, digest)
         if self.mirror:
-            there = self.mirror.find_marker(f"{kind}/{digest}")
+            try:
+                there = self.mirror.find_marker(f"{kind}/{digest}")
+            except Damaged as error:
+                self._set_aside(folder, str(error), certain=True)
+                return None
         else:
             there = (
                 {file for file in (name, *files) if (folder / file).is_file()} if folder.exists() else None
@@ -175,7 +205,7 @@ class Store:
         found = self.read_file(folder / name, record) if name in there else None
         lost = [file for file in (name, *files) if file not in there]
         if found is None or lost:
-            self.set_aside(folder, f"it lacks {', '.join(lost or [name])}")
+            self._set_aside(folder, f"it lacks {', '.join(lost or [name])}", certain=True)
             return None
         return found
 
@@ -188,7 +218,7 @@ class Store:
     def publish_file(self, *parts: str) -> Iterator[Path]:
         """Yield a path to write; what is there at the end replaces the file at `parts`."""
         self.check_may_make(*parts)
-        with self._partial() as folder:
+        with self._disk.partial() as folder:
             partial = folder / parts[-1]
             partial.touch()
             yield partial
@@ -206,7 +236,7 @@ class Store:
         Where another writer was faster its folder stays, and this one is dropped: both hold the same.
         """
         self.check_may_make(*parts)
-        with self._partial() as folder:
+        with self._disk.partial() as folder:
             partial = folder / parts[-1]
             partial.mkdir()
             yield partial
@@ -225,7 +255,7 @@ class Store:
         self.check_may_make(*parts)
         if self.mirror:
             return self.mirror.objects.create("/".join(parts), data)
-        with self._partial() as folder:
+        with self._disk.partial() as folder:
             partial = folder / parts[-2]
             partial.mkdir()
             write_through(partial / parts[-1], data)
@@ -239,12 +269,12 @@ class Store:
         return FileSlip(self.folder(*parts))
 
     def discard(self, *parts: str) -> None:
-        """Delete a published file or folder."""
+        """Delete a published file or folder. It is gone at once, also where this is cut off."""
         place = self.folder(*parts)
         if self.mirror:
             self.mirror.delete("/".join(parts))
         elif place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
+            self._disk.remove_folder(place)
         else:
             place.unlink(missing_ok=True)
 
@@ -256,23 +286,40 @@ class Store:
     def set_aside(self, path: Path, reason: str) -> None:
         """Move a damaged file or folder out of the way, so that it is made again.
 
-        In a store that is only looked at it stays where it is, for the run that makes it again.
+        In a store that is only looked at it stays where it is, for the run that makes it again. Where the store
+        lies in an object store, and only the copy here is damaged, that is brought anew instead.
         """
+        self._set_aside(path, reason, certain=False)
+
+    def _set_aside(self, path: Path, reason: str, certain: bool) -> None:
         if self.looks_only:
             return
-        target = self.folder("damaged", f"{path.parent.name}-{path.name}-{time.time_ns()}")
         what = path.relative_to(self._root).as_posix()
-        place = f"damaged/{target.name}"
-        logger.warning(
-            "%s/%s is damaged (%s); moved to %s, to be made again", self.address, what, reason, place
-        )
-        if self.mirror:
-            self.mirror.set_aside(what, place)
-            return
-        with self._writing():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # another process set it aside first
-                path.rename(target)
+        place = name_damaged(what)
+        with self._disk.writing():
+            if self.mirror:
+                moved = self.mirror.set_aside(what, place, certain)
+            else:
+                target = self.folder(place)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                moved = False
+                with suppress(FileNotFoundError):  # another process set it aside first
+                    path.rename(target)
+                    moved = True
+        if moved:
+            logger.warning(
+                "%s/%s is damaged (%s); moved to %s, to be made again", self.address, what, reason, place
+            )
+
+    def _bring(self, *parts: str) -> bool:
+        """Bring what is published at `parts`, if anything; where it is damaged, it is set aside."""
+        with self._disk.writing():
+            try:
+                return self.mirror.bring("/".join(parts))
+            except Damaged as error:
+                damaged = error
+        self._set_aside(self.folder(damaged.folder), str(damaged), certain=True)
+        raise Damaged(f"{damaged}. It is made again by the command that made it.", damaged.folder)
 
     def _place(self, made: Path, target: Path) -> bool:
         """Rename a folder into place; False where one is there already."""
@@ -284,54 +331,3 @@ class Store:
                 raise
             return False
         return True
-
-    @contextmanager
-    def _partial(self) -> Iterator[Path]:
-        with self._writing():
-            partials = self.folder("partial")
-            partials.mkdir(parents=True, exist_ok=True)
-            _sweep(partials)
-            folder = Path(tempfile.mkdtemp(dir=partials))
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            # NumPy's and HDF5's own writers report a short write without an error number.
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) or (
-                error.errno is None and self.free_bytes() < _NEARLY_FULL_BYTES
-            ):
-                raise DiskFull(
-                    f"no room left for the store at {self.address} ({self.free_bytes() / 1e6:.0f} MB free). "
-                    "What is published stays valid: make room, or move the store and pass --store, "
-                    "then run the same command again."
-                ) from error
-            if error.errno in _NOT_WRITABLE and Path(error.filename or self._root).is_relative_to(self._root):
-                raise StoreNotWritable(
-                    f"the store at {self._root} can't be written: {error.strerror}. "
-                    "Choose another folder with --store or THAW_STORE, or mend its permissions."
-                ) from error
-            raise
-
-
-def write_through(path: Path, data: bytes) -> None:
-    """Write a file so that it outlives a power cut."""
-    with path.open("wb") as opened:
-        opened.write(data)
-        opened.flush()
-        os.fsync(opened.fileno())
-
-
-def _sweep(partials: Path) -> None:
-    """Remove what killed writers left behind long ago."""
-    for leftover in partials.iterdir():
-        try:
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
-        except FileNotFoundError:
-            continue

@@ -300,8 +300,9 @@ class _Journal:
     def read(self) -> TrainingState | None:
         for name in sorted(self._store.list("journals", self._address), reverse=True):
             keras = prepare_keras()
-            entry = self._store.fetch("journals", self._address, name)
+            entry = self._store.folder("journals", self._address, name)
             try:
+                self._store.fetch("journals", self._address, name)
                 network = keras.models.load_model(entry / "last.keras")
                 with np.load(entry / "best.npz", allow_pickle=False) as arrays:
                     best = [arrays[name] for name in arrays.files]
