@@ -1,5 +1,6 @@
 """Answer calls on a Dask cluster, through Prefect's Dask task runner: each call is a task of the run at hand."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,8 +48,8 @@ class ClusterCrew:
 
 
 @contextmanager
-def open_cluster(runner: Runner, store: Store) -> Iterator[ClusterCrew]:
-    """The workers of the cluster at the runner's address, or of one on this machine that ends with the block.
+def open_cluster(runner: Runner) -> Iterator[Any]:
+    """What tasks are submitted to: the cluster at the runner's address, or one on this machine meanwhile.
 
     Raises:
         MissingPackage: prefect-dask is not installed.
@@ -63,11 +64,15 @@ def open_cluster(runner: Runner, store: Store) -> Iterator[ClusterCrew]:
         ) from error
     address = runner.address or dask.config.get("scheduler-address", None)
     # TensorFlow shares its work out among threads itself; two stages in one process would share its seeds.
-    here = {"n_workers": runner.workers or os.cpu_count() or 1, "threads_per_worker": 1}
+    here = {
+        "n_workers": runner.workers or os.cpu_count() or 1,
+        "threads_per_worker": 1,
+        "silence_logs": logging.ERROR,
+    }
     cluster = DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=here)
     try:
         with cluster as opened:
-            yield ClusterCrew(opened, store)
+            yield opened
     except OSError as error:
         where = f"the Dask scheduler at {address}" if address else "a Dask cluster on this machine"
         raise StageFailed(f"{where} does not answer: {error}. Start it, or use runner 'local'.") from error

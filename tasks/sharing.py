@@ -1,15 +1,15 @@
 """Share a stage out among workers in portions, show how far they are, and say who did what."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from prefect.artifacts import create_table_artifact
 
 from tasks.calls import Answer, Crew, make_call
-from tasks.cluster import open_cluster
+from tasks.cluster import ClusterCrew, open_cluster
 from tasks.pools import PoolCrew
 from tasks.screen import show
 from thaw.claims import claim
@@ -34,7 +34,7 @@ class Sharing:
 
 
 def run_shared(
-    function: Callable[..., Made], sharing: Sharing, runner: Runner, title: str, request: Record, store: Store
+    function: Callable[..., Made], sharing: Sharing, crews: "Crews", title: str, request: Record, store: Store
 ) -> Made:
     """What `function` makes of a request, worked out by many; what is published already is found without them.
 
@@ -45,8 +45,9 @@ def run_shared(
         return function(request, store=store.looking())
     except NotPublished:
         pass
-    with claim(store, "portions", request.digest), open_crew(runner, store) as crew:
-        limits = {"images": runner.portion_images, "megabytes": runner.portion_megabytes}
+    with claim(store, "portions", request.digest):
+        crew = crews.open(store)
+        limits = {"images": crews.runner.portion_images, "megabytes": crews.runner.portion_megabytes}
         (begun,) = crew.run(
             [make_call(sharing.begin, title, {"request": request, **limits})], lambda rows: None
         )
@@ -74,14 +75,26 @@ def run_shared(
     return replace(made, reused=computed == 0, note=note)
 
 
-@contextmanager
-def open_crew(runner: Runner, store: Store) -> Iterator[Crew]:
-    """The workers that a runner stands for."""
-    if runner.kind == "pools":
-        yield PoolCrew(store, runner)
-        return
-    with open_cluster(runner, store) as crew:
-        yield crew
+class Crews:
+    """The workers that a runner stands for, engaged when they are first needed, until the block ends."""
+
+    def __init__(self, runner: Runner):
+        self.runner = runner
+        self._engaged = ExitStack()
+        self._cluster: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engaged.close()
+
+    def open(self, store: Store) -> Crew:
+        """Workers that see a store."""
+        if self.runner.kind == "pools":
+            return PoolCrew(store, self.runner)
+        self._cluster = self._cluster or self._engaged.enter_context(open_cluster(self.runner))
+        return ClusterCrew(self._cluster, store)
 
 
 def _follow(advance: Callable[..., None], begun: int) -> Callable[[int], None]:

@@ -20,9 +20,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from tasks.calls import bind, make_call, serve
-from tasks.pools import PoolCrew
 from tasks.screen import ProgressArtifacts
-from tasks.sharing import Sharing, run_shared
+from tasks.sharing import Crews, Sharing, run_shared
 from thaw.errors import NotPublished, ThawError
 from thaw.progress import listen
 from thaw.records import Made, StageTime
@@ -33,7 +32,7 @@ Value = TypeVar("Value")
 
 _HERE = Runner()
 _stages: ContextVar[list[StageTime] | None] = ContextVar("stages", default=None)
-_runner: ContextVar[Runner] = ContextVar("runner", default=_HERE)
+_crews: ContextVar[Crews] = ContextVar("crews", default=Crews(_HERE))  # noqa: B039
 
 # Prefect sends the loggers of PREFECT_LOGGING_EXTRA_LOGGERS to the run's log, but leaves them at Python's WARNING.
 logging.getLogger("thaw").setLevel(logging.INFO)
@@ -43,12 +42,13 @@ logging.getLogger("thaw").setLevel(logging.INFO)
 def run_stages(runner: Runner = _HERE) -> Iterator[list[StageTime]]:
     """Collect what the stages called inside took; those that want a GPU run where the runner says."""
     collected: list[StageTime] = []
-    tokens = _stages.set(collected), _runner.set(runner)
-    try:
-        yield collected
-    finally:
-        _stages.reset(tokens[0])
-        _runner.reset(tokens[1])
+    with Crews(runner) as crews:
+        tokens = _stages.set(collected), _crews.set(crews)
+        try:
+            yield collected
+        finally:
+            _stages.reset(tokens[0])
+            _crews.reset(tokens[1])
 
 
 def stage(
@@ -127,23 +127,23 @@ def _make(
     **kwargs: Any,
 ) -> Made:
     """What a stage makes, where the runner says."""
-    runner = _runner.get()
-    if sharing and runner.kind != "local":
-        return run_shared(function, sharing, runner, title, *args, **kwargs)
-    if wants_gpu and runner.kind == "pools":
-        return _make_elsewhere(function, runner, title, *args, **kwargs)
+    crews = _crews.get()
+    if sharing and crews.runner.kind != "local":
+        return run_shared(function, sharing, crews, title, *args, **kwargs)
+    if wants_gpu and crews.runner.kind == "pools":
+        return _make_elsewhere(function, crews, title, *args, **kwargs)
     return function(*args, **kwargs)
 
 
 def _make_elsewhere(
-    function: Callable[..., Made], runner: Runner, title: str, *args: Any, **kwargs: Any
+    function: Callable[..., Made], crews: Crews, title: str, *args: Any, **kwargs: Any
 ) -> Made:
     """What a stage makes on a GPU worker; what is published already is found without one."""
     given, store = bind(function, *args, **kwargs)
     try:
         return function(**given, store=store.looking())
     except NotPublished:
-        (answer,) = PoolCrew(store, runner).run([make_call(function, title, given)])
+        (answer,) = crews.open(store).run([make_call(function, title, given)])
         return answer.made
 
 

@@ -67,8 +67,7 @@ def fill(part: Part, cuts: Sequence[str], source: Source, store: Store) -> int:
     rows = part.list_rows()
     packed = pack_keys(rows)
     folders = open_folders(part.space, cuts, packed, store)
-    for folder in folders.values():
-        folder.publish_facts()
+    _publish_facts(folders)
     if not _plan(folders, rows, packed, source.backbone, store):
         return 0
     with claim_spaces(part.space, cuts, store):
@@ -107,6 +106,11 @@ def open_folders(
     return folders
 
 
+def _publish_facts(folders: dict[str, SpaceFolder]) -> None:
+    for folder in folders.values():
+        folder.publish_facts()
+
+
 def _fill(
     part: Part,
     cuts: Sequence[str],
@@ -118,6 +122,7 @@ def _fill(
     rows = part.list_rows()
     packed = pack_keys(rows)
     folders = open_folders(part.space, cuts, packed, store)
+    _publish_facts(folders)
     plan = _plan(folders, rows, packed, source.backbone, store)
     if not plan:
         return 0
