@@ -41,7 +41,7 @@ for command in (
     *(models.models, models.promote, models.rollback),
     *(labelling.predict, labelling.imagenet_top3),
     exporting.export,
-    upkeep.verify,
+    *(upkeep.verify, upkeep.prune),
     *(server.up, server.down, server.status),
     *(about.doctor, about.recipes),
 ):

@@ -1,7 +1,8 @@
 """Commands about the store itself: whether what it holds is whole, and what of it nothing needs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -9,6 +10,9 @@ from rich.markup import escape
 from commands.options import JsonOption, StoreOption
 from commands.terminal import print_json, print_table, results
 from thaw.store import Store
+
+if TYPE_CHECKING:
+    from thaw.prune import Waste
 
 _FOUND_DAMAGED = 1
 
@@ -55,6 +59,46 @@ def verify(
         )
     if found.damaged:
         raise typer.Exit(_FOUND_DAMAGED)
+
+
+def prune(
+    days: Annotated[float, typer.Option("--days", help="Touch nothing that is younger; 1 at least.")] = 30.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it, instead of telling what would go.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what nothing in the store refers to, and delete it with --yes. What is in doubt stays."""
+    from thaw.prune import prune_store
+
+    found = prune_store(Store(store), days, delete=yes)
+    if as_json:
+        print_json(**asdict(found))
+        return
+    if found.waste:
+        rows = [
+            (kind, f"{len(of_kind):,}", _say_bytes(sum(one.bytes for one in of_kind)), reason)
+            for (kind, reason), of_kind in _group(found.waste).items()
+        ]
+        print_table(["kind", "deleted" if yes else "would go", "size", "because"], rows)
+    if found.kept:
+        results.print(
+            f"{_count(len(found.kept), 'thing')}, {_say_bytes(sum(one.bytes for one in found.kept))}, may go once "
+            f"no run is at work on the store. Held now: {escape(', '.join(found.busy))}",
+            soft_wrap=True,
+        )
+    size = _say_bytes(sum(one.bytes for one in found.waste))
+    what = f"{_count(len(found.waste), 'thing')}, {size}, of {escape(found.store)}"
+    if yes:
+        results.print(f"{what} deleted", soft_wrap=True)
+    else:
+        results.print(f"{what} would go; nothing was changed. --yes deletes it", soft_wrap=True)
+
+
+def _group(waste: Sequence["Waste"]) -> dict[tuple[str, str], list["Waste"]]:
+    groups: dict[tuple[str, str], list[Waste]] = {}
+    for one in waste:
+        groups.setdefault((one.kind, one.reason), []).append(one)
+    return groups
 
 
 def _count(count: int, noun: str) -> str:

@@ -37,13 +37,15 @@ def store(request, tmp_path: Path, monkeypatch) -> Store:
     return Store(f"{request.getfixturevalue('s3').url}/store")
 
 
-def publish_checkpoint(store: Store, address: str = "c" * 16, split: str = SPLIT.digest) -> Checkpoint:
+def publish_checkpoint(
+    store: Store, address: str = "c" * 16, split: str = SPLIT.digest, in_space: str | None = None
+) -> Checkpoint:
     made = Checkpoint(
         address=address,
         stage="head",
         cut="block5_pool",
         split=split,
-        space=space().digest,
+        space=in_space or space().digest,
         history=make_history(),
     )
     with store.publish_folder("checkpoints", address) as partial:
