@@ -1,9 +1,12 @@
 """How much of a store in an object store is kept on this machine's disk: the shards read last, up to a limit."""
 
+import math
 import os
 import threading
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +17,8 @@ BULKY = "features.npy"
 _LIMIT = "THAW_CACHE_GB"
 # Some are deleted ahead of need: finding out what is there takes a look at every file.
 _EVICTED_TO = 0.9
+# What is on its way at a time takes room from what is kept.
+_COMING_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,10 @@ class DiskCache:
         self.traffic = Traffic()
         self.limit_bytes = _read_limit() if limit_bytes is None else limit_bytes
         self._folder = folder
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._held: int | None = None
+        self._coming = 0
+        self._opening: Counter[Path] = Counter()
 
     def holds(self, file: Path) -> bool:
         """Whether a file is one of those that count."""
@@ -75,11 +82,38 @@ class DiskCache:
             if self._held is not None:
                 self._held += size
 
-    def make_room(self, size: int) -> None:
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Have room for a file of so many bytes while it is fetched, beside those that others fetch meanwhile."""
+        most = math.inf if self.limit_bytes is None else _COMING_SHARE * self.limit_bytes
+        with self._lock:
+            self._lock.wait_for(lambda: not self._coming or self._coming + size <= most)
+            self._coming += size
+        try:
+            self.make_room()
+            yield
+        finally:
+            with self._lock:
+                self._coming -= size
+                self._lock.notify_all()
+
+    @contextmanager
+    def opening(self, file: Path) -> Iterator[None]:
+        """Keep a file from being deleted by this process until it is open: what is open can be read to its end."""
+        with self._lock:
+            self._opening[file] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._opening[file] -= 1
+
+    def make_room(self, size: int = 0) -> None:
         """Delete what was not used for longest, where another file of so many bytes would break the limit."""
         if self.limit_bytes is None:
             return
         with self._lock:
+            size += self._coming
             if self._held is not None and self._held + size <= self.limit_bytes:
                 return
             # Other processes add files too: only the folder itself knows.
@@ -88,6 +122,8 @@ class DiskCache:
             for file, _, held in files:
                 if self._held + size <= _EVICTED_TO * self.limit_bytes:
                     break
+                if self._opening[file]:
+                    continue
                 file.unlink(missing_ok=True)
                 self._held -= held
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,14 +114,13 @@ class Mirror:
             if bulky:
                 self.cache.hit(file)
             return file
-        if bulky:
-            self.cache.make_room(marker[name].bytes)
-        with self._aside(f"{folder}/{name}") as partial:
-            self.objects.download(marker[name].find(folder, name), partial)
-            if _hash(partial) != marker[name].sha256:
-                raise FileNotFoundError(f"{folder}/{name} does not match its checksum")
-        if bulky:
-            self.cache.miss(file, marker[name].bytes)
+        with self.cache.room(marker[name].bytes) if bulky else nullcontext():
+            with self._aside(f"{folder}/{name}") as partial:
+                self.objects.download(marker[name].find(folder, name), partial)
+                if _hash(partial) != marker[name].sha256:
+                    raise FileNotFoundError(f"{folder}/{name} does not match its checksum")
+            if bulky:
+                self.cache.miss(file, marker[name].bytes)
         return file
 
     def bring_folders(self, folders: Sequence[str], but: Sequence[str] = ()) -> None:
