@@ -17,7 +17,6 @@ import numpy as np
 from thaw.claims import claim
 from thaw.config import HeadConfig, PhaseConfig
 from thaw.device import list_layers, prepare_keras, share_batches
-from thaw.extract import map_ahead
 from thaw.journal import Journal, TrainingState
 from thaw.optimizer import set_rate, slow_down_by_depth
 from thaw.order import group_batches, order_rows
@@ -144,9 +143,8 @@ def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
     """Class probabilities of every row: float64 (n, classes), each row summing to 1."""
     outputs = []
     with track("predict", len(rows), "images") as advance:
-        for start in range(0, len(rows), batch_size):
-            features = rows.read(slice(start, start + batch_size)).astype(np.float32)
-            outputs.append(np.asarray(network.predict_on_batch(features)))
+        for features in rows.read_in_order(batch_size):
+            outputs.append(np.asarray(network.predict_on_batch(features.astype(np.float32))))
             advance(len(outputs[-1]))
     return spread_classes(np.concatenate(outputs))
 
@@ -222,12 +220,8 @@ def _run_epoch(
     _seed_dropout(network, [settings.seed, number])
     order = order_rows(len(train), settings.seed, number)
     groups = list(group_batches(order, settings.batch_size, steps.batches))
-
-    def read(group: np.ndarray) -> np.ndarray:
-        return train.read(group.ravel(), epoch=number).reshape(*group.shape, *train.shape)
-
     totals, done = np.zeros(2), 0
-    for group, features in zip(groups, map_ahead(read, groups, ahead=1, threads=1), strict=True):
+    for group, features in zip(groups, train.read_ahead(groups, number), strict=True):
         totals += steps.train(features, train.labels[group])
         done += group.size
         advance(group.size, f"loss {totals[0] / done:.4f}")
@@ -250,10 +244,10 @@ def _measure_start(steps: KerasSteps, validation: Rows) -> Epoch:
 
 
 def _validate(steps: KerasSteps, rows: Rows) -> tuple[float, float]:
-    totals = np.zeros(2)
-    for start in range(0, len(rows), _VALIDATED_ROWS):
-        place = slice(start, start + _VALIDATED_ROWS)
-        totals += steps.score(rows.read(place), rows.labels[place])
+    totals, done = np.zeros(2), 0
+    for features in rows.read_in_order(_VALIDATED_ROWS):
+        totals += steps.score(features, rows.labels[done : done + len(features)])
+        done += len(features)
     loss, accuracy = (totals / len(rows)).tolist()
     return loss, accuracy
 
