@@ -65,10 +65,10 @@ class _SplitSide:
 
         return map_ahead(read, groups, ahead=1, threads=1)
 
-    def read_in_order(self, images: int) -> Iterator[np.ndarray]:
-        """Features of all images, so many at a time: (images, *shape), the last of them fewer."""
-        indices = np.arange(len(self))
-        return self.read_ahead([indices[start : start + images] for start in range(0, len(self), images)])
+    def read_in_order(self, images: int, start: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+        """Features of the images from `start` up to `end`, so many at a time: (images, *shape), the last fewer."""
+        indices = np.arange(len(self))[start:end]
+        return self.read_ahead([indices[first : first + images] for first in range(0, len(indices), images)])
 
 
 class Rows(_SplitSide):

@@ -28,7 +28,7 @@ from thaw.store import Store
 
 logger = logging.getLogger(__name__)
 
-_VALIDATED_ROWS = 64
+_VALIDATED_ROWS = PREDICTED_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +139,14 @@ def load_network(store: Store, address: str, which: Literal["model", "last"] = "
     return prepare_keras().models.load_model(store.fetch("checkpoints", address, f"{which}.keras"))
 
 
-def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
-    """Class probabilities of every row: float64 (n, classes), each row summing to 1."""
-    outputs = []
-    with track("predict", len(rows), "images") as advance:
-        for features in rows.read_in_order(batch_size):
+def predict_rows(network: Any, rows: Rows, start: int = 0, end: int | None = None) -> np.ndarray:
+    """Class probabilities of the rows from `start` up to `end`: float64 (n, classes), each row summing to 1.
+
+    Where `start` is a multiple of PREDICTED_ROWS they are those of a pass over all rows, to the bit.
+    """
+    outputs, end = [], len(rows) if end is None else end
+    with track("predict", end - start, "images") as advance:
+        for features in rows.read_in_order(PREDICTED_ROWS, start, end):
             outputs.append(np.asarray(network.predict_on_batch(features.astype(np.float32))))
             advance(len(outputs[-1]))
     return spread_classes(np.concatenate(outputs))
