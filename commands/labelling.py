@@ -40,7 +40,7 @@ def predict(
 ) -> None:
     """Write and print class and probability of each image, and say whether they drifted."""
     from thaw.answers import read_answers
-    from thaw.predict import label_images
+    from thaw.batch import label_images
     from thaw.report.drift import list_moves, say_drift
 
     if file and not file.absolute().parent.is_dir():

@@ -7,8 +7,9 @@ from prefect import flow
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
-from flows.method import StorePath, open_store
+from flows.method import HERE, StorePath, Where, open_store
 from tasks import prediction
+from tasks.pools import cancel_children
 from tasks.screen import label_run
 from tasks.stage import run_stages
 from thaw.drift import FALSE_ALARM_RATE
@@ -36,17 +37,18 @@ FalseAlarmRate = Annotated[
 ]
 
 
-@flow(name="predict", flow_run_name="predict with {model}")
+@flow(name="predict", flow_run_name="predict with {model}", on_cancellation=[cancel_children])
 def predict(
     images: Images,
     model: Model = "champion",
     file: AnswersFile = None,
     store: StorePath = None,
     false_alarm_rate: FalseAlarmRate = FALSE_ALARM_RATE,
+    runner: Where = HERE,
 ) -> State:
     """Write class and probabilities of every image to a file, and say whether they drifted from the training images."""
     try:
-        with run_stages():
+        with run_stages(runner):
             labelled = prediction.label_images(images, model, file, open_store(store), false_alarm_rate)
     except ThawError as error:
         label_run("failed")

@@ -6,7 +6,7 @@ from prefect.states import Completed, Failed, State
 from flows.method import open_store
 
 # What may be asked for: importing a stage makes it known.
-from tasks import features, folds, release, search, training  # noqa: F401
+from tasks import features, folds, prediction, release, search, training  # noqa: F401
 from tasks.calls import StageCall, answer_call
 from tasks.stage import run_stages
 from thaw.errors import BadConfig, ThawError

@@ -84,7 +84,7 @@ def answer_on_cluster(call: StageCall, store: str) -> Answer:
     from distributed import get_worker
 
     # Importing a stage makes it known.
-    from tasks import features  # noqa: F401
+    from tasks import features, prediction, release  # noqa: F401
 
     worker = get_worker()
     try:

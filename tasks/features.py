@@ -14,7 +14,9 @@ from thaw.store import Store
 
 
 @stage("{request.title}", wants_gpu=True)
-def begin_request(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+def begin_request(
+    request: FeatureRequest, images: int, megabytes: int, store: Store
+) -> Made[PortionPlan[FeatureRequest]]:
     return portions.begin_request(request, images, megabytes, store)
 
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.runtime import flow_run
 
 from tasks.screen import announce_drift, show
+from tasks.sharing import Sharing
 from tasks.stage import stage
-from thaw import imagenet, predict
+from thaw import batch, imagenet
+from thaw.batch import Labelled, LabelRequest
 from thaw.imagenet import NamedImages
 from thaw.location import Url
-from thaw.predict import Labelled
+from thaw.portions import Portion, PortionPlan, PortionReport
 from thaw.records import Made
 from thaw.report.drift import render_drift
 from thaw.store import Store
@@ -29,11 +32,38 @@ def _show_labelled(labelled: Labelled) -> None:
         announce_drift(labelled)
 
 
-@stage("label images with {model}", retries=1, present=_show_labelled)
+@stage("{request.title}", wants_gpu=True)
+def begin_labels(
+    request: LabelRequest, images: int, megabytes: int, store: Store
+) -> Made[PortionPlan[LabelRequest]]:
+    return batch.begin_labels(request, images, megabytes, store)
+
+
+@stage("{request.title}: {portion.title}", wants_gpu=True)
+def label_portion(
+    request: LabelRequest, portion: Portion, store: Store, backwards: bool = False
+) -> Made[PortionReport]:
+    return batch.label_portion(request, portion, store, backwards)
+
+
+@stage("{request.title}", sharing=Sharing(begin_labels, label_portion), retries=1, present=_show_labelled)
+def label_request(request: LabelRequest, store: Store) -> Made[Labelled]:
+    return batch.label_request(request, store)
+
+
 def label_images(
     images: Sequence[Path | Url], model: str, file: Path | None, store: Store, false_alarm_rate: float
-) -> Made[Labelled]:
-    return predict.label_images(images, model, file, store, false_alarm_rate)
+) -> Labelled:
+    """Label images, and say whether they drifted. A run that is tried again goes on with what it had labelled."""
+    request = LabelRequest(
+        sources=tuple(str(image) for image in images),
+        model=model,
+        file=file and str(file),
+        false_alarm_rate=false_alarm_rate,
+        batch=flow_run.get_id() or "",
+        name=model,
+    )
+    return label_request(request, store)
 
 
 def _show_names(named: NamedImages) -> None:

@@ -3,11 +3,14 @@
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from tasks.screen import announce, show
+from tasks.sharing import Sharing
 from tasks.stage import stage
 from thaw import evaluate as evaluation
 from thaw import gradcam, promotion, registry, release
 from thaw.config import TrainConfig
+from thaw.evaluate import EvaluationRequest
 from thaw.gradcam import HeatMaps
+from thaw.portions import Portion, PortionPlan, PortionReport
 from thaw.promotion import Comparison, Decision
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
 from thaw.registry import Registry, Version
@@ -25,15 +28,35 @@ def _show_metrics(made: Evaluation) -> None:
     show(create_table_artifact, rows, key=f"metrics-{made.stage.replace('_', '-')}", description=title)
 
 
-@stage("evaluate {checkpoint.stage}", wants_gpu=True, retries=1, present=_show_metrics)
+@stage("{request.title}", wants_gpu=True)
+def begin_evaluation(
+    request: EvaluationRequest, images: int, megabytes: int, store: Store
+) -> Made[PortionPlan[EvaluationRequest]]:
+    return evaluation.begin_evaluation(request, images, megabytes, store)
+
+
+@stage("{request.title}: {portion.title}", wants_gpu=True)
+def score_portion(
+    request: EvaluationRequest, portion: Portion, store: Store, backwards: bool = False
+) -> Made[PortionReport]:
+    return evaluation.score_portion(request, portion, store, backwards)
+
+
+@stage("{request.title}", sharing=Sharing(begin_evaluation, score_portion), retries=1, present=_show_metrics)
+def evaluate_request(request: EvaluationRequest, store: Store) -> Made[Evaluation]:
+    return evaluation.evaluate_request(request, store)
+
+
 def evaluate(
     checkpoint: Checkpoint,
     test: FeatureSet,
     store: Store,
     mirrored: FeatureSet | None = None,
     temperature: float = 1.0,
-) -> Made[Evaluation]:
-    return evaluation.evaluate(checkpoint, test, store, mirrored, temperature)
+) -> Evaluation:
+    """Score a checkpoint on test rows."""
+    request = EvaluationRequest(checkpoint=checkpoint, test=test, mirrored=mirrored, temperature=temperature)
+    return evaluate_request(request, store)
 
 
 # A few images take a fraction of a second: a GPU worker would take longer to start.

@@ -13,7 +13,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from thaw.predict import Labelled
+from thaw.batch import Labelled
 from thaw.registry import Version
 
 _ARTIFACT_SECONDS = 5.0

@@ -67,7 +67,7 @@ def run_shared(
                 )
             computed = sum(answer.made.value.computed for answer in answers)
             _show_workers(title, answers)
-    made = function(plan.request, store=store.looking())
+    made = function(plan.request, store=store)
     note = f"{plan.rows - computed} of {plan.rows} rows were cached"
     if plan.portions:
         workers = len({answer.worker for answer in answers})

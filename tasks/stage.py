@@ -26,6 +26,7 @@ from thaw.errors import NotPublished, ThawError
 from thaw.progress import listen
 from thaw.records import Made, StageTime
 from thaw.runner import Runner
+from thaw.store import Store
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
@@ -75,7 +76,8 @@ def stage(
         @wraps(function)
         def body(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Any:
             try:
-                with listen(ProgressArtifacts()):
+                store = signature(function).bind(*args, **kwargs).arguments.get("store")
+                with listen(ProgressArtifacts()), _log_traffic(store):
                     made = _make(function, sharing, wants_gpu, say_name(*args, **kwargs), *args, **kwargs)
             except ThawError as error:
                 return Failed(message=str(error), data=error)
@@ -145,6 +147,16 @@ def _make_elsewhere(
     except NotPublished:
         (answer,) = crews.open(store).run([make_call(function, title, given)])
         return answer.made
+
+
+@contextmanager
+def _log_traffic(store: Store | None) -> Iterator[None]:
+    """Say at the end what reading shards of features has cost, where they lie in an object store."""
+    cache = store.mirror.cache if store and store.mirror else None
+    before = cache.traffic if cache else None
+    yield
+    if cache and cache.traffic != before:
+        get_run_logger().info("features: %s", cache.traffic - before)
 
 
 def _is_worth_a_retry(_task: Any, _run: Any, state: Any) -> bool:

@@ -42,12 +42,12 @@ PREAMBLE = """
 METHOD = """
     from pathlib import Path
     from tests.test_features import prepare
-    from thaw import fill, trainer
+    from thaw import fill, journal
     from thaw.evaluate import evaluate
     from thaw.features import cache_features
     from thaw.head import train_head
     fill.SHARD_ROWS = 32
-    trainer._JOURNAL_SECONDS = 0.0
+    journal._JOURNAL_SECONDS = 0.0
     config, split, backbone = prepare(Path({dump!r}), store, head={{"epochs": 6, "stop": "at_budget"}})
     cached = cache_features(
         split, config.dump, backbone, config.backbone, "block5_pool", store, keep=["block4_pool"]

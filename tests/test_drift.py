@@ -14,6 +14,7 @@ from tests.prepared import Prepared, head_of
 from thaw import drift as drifts
 from thaw.answers import read_answers
 from thaw.architectures import preprocess
+from thaw.batch import Labelled, label_images
 from thaw.drift import (
     Drift,
     Population,
@@ -33,7 +34,6 @@ from thaw.model import (
     predict_watched,
     watch_prefix,
 )
-from thaw.predict import Labelled, label_images
 from thaw.records import PIXELS
 from thaw.report.drift import list_moves, render_drift, say_drift
 from thaw.rows import Rows

@@ -11,11 +11,11 @@ from PIL import Image, ImageFilter, ImageOps
 from tests.drift_samples import save_model_of
 from tests.salted import write_zip
 from thaw.backbone import load_backbone
+from thaw.batch import Labelled, label_images
 from thaw.config import build_config
 from thaw.dump import scan_dump
 from thaw.features import cache_features
 from thaw.head import train_head
-from thaw.predict import Labelled, label_images
 from thaw.split import publish_split
 from thaw.store import Store
 

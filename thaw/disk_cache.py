@@ -4,6 +4,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,6 +17,10 @@ BULKY = "features.npy"
 _LIMIT = "THAW_CACHE_GB"
 # Some are deleted ahead of need: finding out what is there takes a look at every file.
 _EVICTED_TO = 0.9
+# A look at the folder costs as much as it has files: one for each file that comes would be too many.
+_FILES_A_LOOK = 100
+# What is on its way at a time takes room from what is kept.
+_COMING_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,12 @@ class DiskCache:
         self.traffic = Traffic()
         self.limit_bytes = _read_limit() if limit_bytes is None else limit_bytes
         self._folder = folder
-        self._lock = threading.Lock()
-        # Bytes of files that this process is about to put here.
+        self._lock = threading.Condition()
+        # Bytes here when the folder was last looked at and since, and how many files may come until the next look.
+        self._held, self._looks_in = 0, 0
+        # Bytes of files that this process is about to put here, and files that it is about to open.
         self._coming = 0
+        self._opening: Counter[Path] = Counter()
 
     def holds(self, file: Path) -> bool:
         """Whether a file is one of those that count."""
@@ -80,13 +88,14 @@ class DiskCache:
     def room(self, file: Path, size: int) -> Iterator[None]:
         """Have room for a file of so many bytes, which is put here inside; what is not one of those that count has.
 
-        What was not used for longest is deleted where the limit would be broken, before and, since other
-        processes put files here too, after.
+        What was not used for longest is deleted where the limit would be broken.
         """
         if not self.holds(file) or self.limit_bytes is None:
             yield
             return
+        most = _COMING_SHARE * self.limit_bytes
         with self._lock:
+            self._lock.wait_for(lambda: not self._coming or self._coming + size <= most)
             self._coming += size
             self._evict(file)
         try:
@@ -94,20 +103,39 @@ class DiskCache:
         finally:
             with self._lock:
                 self._coming -= size
+                self._held += size
                 self._evict(file)
+                self._lock.notify_all()
+
+    @contextmanager
+    def opening(self, file: Path) -> Iterator[None]:
+        """Keep a file from being deleted by this process until it is open: what is open can be read to its end."""
+        with self._lock:
+            self._opening[file] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._opening[file] -= 1
+                if not self._opening[file]:
+                    del self._opening[file]
 
     def _evict(self, newest: Path) -> None:
+        self._looks_in -= 1
+        if self._held + self._coming <= self.limit_bytes and self._looks_in > 0:
+            return
         # Other processes add files too: only the folder itself knows.
         files = sorted(self._list(), key=lambda found: found[1])
-        held = self._coming + sum(size for _, _, size in files)
-        if held <= self.limit_bytes:
+        self._looks_in = len(files) // _FILES_A_LOOK
+        self._held = sum(size for _, _, size in files)
+        if self._held + self._coming <= self.limit_bytes:
             return
         for file, _, size in files:
-            if held <= _EVICTED_TO * self.limit_bytes:
+            if self._held + self._coming <= _EVICTED_TO * self.limit_bytes:
                 break
-            if file != newest:
+            if file != newest and not self._opening[file]:
                 file.unlink(missing_ok=True)
-                held -= size
+                self._held -= size
 
     def _list(self) -> list[tuple[Path, int, int]]:
         found = []

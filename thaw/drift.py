@@ -138,7 +138,7 @@ def summarize_population(checkpoint: Checkpoint, store: Store) -> Population | N
     rows = Rows(FeatureSet(space=space.digest, split=checkpoint.split, side=side), store)
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:_MOST_ROWS])
     parts = [chosen[start : start + _READ_ROWS] for start in range(0, len(chosen), _READ_ROWS)]
-    pooled = np.concatenate([pool_maps(rows.read(part)) for part in parts])
+    pooled = np.concatenate([pool_maps(part) for part in rows.read_ahead(parts)])
     trained = store.read("splits", checkpoint.split, Split).counts()["train"]
     return fit_population(pooled, side, list(trained.values()))
 

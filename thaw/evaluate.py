@@ -1,19 +1,54 @@
 """Score a checkpoint on test rows that it has not learned from, once, image by image."""
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from thaw.claims import claim
 from thaw.errors import UnlikeSplits
-from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Metrics, Prediction, Split, digest_of
+from thaw.pieces import clear_pieces, fetch_pieces, is_made, plan_pieces, publish_piece
+from thaw.portions import Portion, PortionPlan, PortionReport, report_portion
+from thaw.records import (
+    Checkpoint,
+    Evaluation,
+    FeatureSet,
+    Made,
+    Metrics,
+    Prediction,
+    Record,
+    Split,
+    digest_of,
+)
 from thaw.reliability import apply_temperature, measure_losses, measure_reliability
 from thaw.rows import Rows
 from thaw.store import Store
-from thaw.trainer import load_network, predict_rows
+from thaw.trainer import PREDICTED_ROWS, load_network, predict_rows
+
+_PIECE = "probabilities.npy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest(Record):
+    """What `evaluate` is asked for, for many to work on."""
+
+    checkpoint: Checkpoint
+    test: FeatureSet
+    mirrored: FeatureSet | None = None
+    temperature: float = 1.0
+
+    @property
+    def title(self) -> str:
+        """What it is for people."""
+        return f"evaluate {self.checkpoint.stage}"
+
+    @property
+    def sides(self) -> tuple[FeatureSet, ...]:
+        """The handles whose predictions the model's are the mean of."""
+        return list_sides(self.checkpoint, self.test, self.mirrored)
 
 
 def evaluate(
@@ -38,8 +73,7 @@ def evaluate(
     if checkpoint.split != test.split:
         _check_unseen(checkpoint, test, store)
     sides = list_sides(checkpoint, test, mirrored)
-    scaled = [] if temperature == 1 else [temperature]
-    address = digest_of("evaluation", checkpoint.address, *sides, *scaled)
+    address = _find_address(checkpoint, sides, temperature)
     found = store.read("evaluations", address, Evaluation)
     if found is None:
         with claim(store, "evaluations", address):
@@ -47,9 +81,65 @@ def evaluate(
             if found is None:
                 evaluation = _score(checkpoint, sides, temperature, store)
                 store.publish("evaluations", address, evaluation)
+                clear_pieces(_find_address(checkpoint, sides), store)
                 return Made(value=evaluation, reused=False, note=_note(evaluation))
     found = _complete(found)
     return Made(value=found, reused=True, note=_note(found))
+
+
+def begin_evaluation(
+    request: EvaluationRequest, images: int, megabytes: int, store: Store
+) -> Made[PortionPlan[EvaluationRequest]]:
+    """Share out the test rows that are to be predicted, or evaluate where there is no more than one portion.
+
+    Raises:
+        As `evaluate` does.
+    """
+    sides, rows = request.sides, len(store.read("splits", request.test.split, Split).rows(request.test.side))
+    address = _find_address(request.checkpoint, sides)
+    portions = plan_pieces(address, rows, images, PREDICTED_ROWS, store)
+    plan = PortionPlan(request=request, portions=portions, rows=rows)
+    if portions:
+        return Made(value=plan, reused=False, note=f"{rows:,} rows in {len(portions):,} portions")
+    made = evaluate_request(request, store)
+    return Made(value=replace(plan, computed=0 if made.reused else rows), reused=made.reused, note=made.note)
+
+
+def score_portion(
+    request: EvaluationRequest, portion: Portion, store: Store, backwards: bool = False
+) -> Made[PortionReport]:
+    """Predict a portion of the test rows, unless another worker has. It is too little to be begun at the other end."""
+    started, sides = time.monotonic(), request.sides
+    address = _find_address(request.checkpoint, sides)
+    reused = is_made(address, portion, store)
+    if not reused:
+        network = load_network(store, request.checkpoint.address)
+        probabilities = predict_sides(network, sides, store, portion.start, portion.end)
+        with publish_piece(address, portion, store) as folder:
+            np.save(folder / _PIECE, probabilities, allow_pickle=False)
+    report = report_portion(0 if reused else portion.rows, portion, started)
+    return Made(value=report, reused=reused, note=f"{report.computed:,} of {portion.rows:,} rows predicted")
+
+
+def evaluate_request(request: EvaluationRequest, store: Store) -> Made[Evaluation]:
+    """Evaluate what is asked for, with what others have predicted of it.
+
+    Raises:
+        As `evaluate` does.
+    """
+    return evaluate(request.checkpoint, request.test, store, request.mirrored, request.temperature)
+
+
+def _find_address(checkpoint: Checkpoint, sides: Sequence[FeatureSet], temperature: float = 1.0) -> str:
+    return digest_of("evaluation", checkpoint.address, *sides, *([] if temperature == 1 else [temperature]))
+
+
+def _predict(checkpoint: Checkpoint, sides: Sequence[FeatureSet], rows: int, store: Store) -> np.ndarray:
+    """Class probabilities of all rows, as far as others have not predicted them."""
+    pieces = fetch_pieces(_find_address(checkpoint, sides), rows, store)
+    if pieces:
+        return np.concatenate([np.load(folder / _PIECE, allow_pickle=False) for folder in pieces])
+    return predict_sides(load_network(store, checkpoint.address), sides, store)
 
 
 def list_sides(
@@ -83,7 +173,7 @@ def _score(
 ) -> Evaluation:
     classes = store.read("splits", sides[0].split, Split).classes
     rows = Rows(sides[0], store)
-    plain = probabilities = predict_sides(load_network(store, checkpoint.address), sides, store)
+    plain = probabilities = _predict(checkpoint, sides, len(rows), store)
     if temperature != 1:
         probabilities = apply_temperature(plain, temperature)
     predictions = tuple(
@@ -118,9 +208,11 @@ def _complete(found: Evaluation) -> Evaluation:
     )
 
 
-def predict_sides(network: Any, sides: Sequence[FeatureSet], store: Store) -> np.ndarray:
+def predict_sides(
+    network: Any, sides: Sequence[FeatureSet], store: Store, start: int = 0, end: int | None = None
+) -> np.ndarray:
     """Class probabilities, float64 (n, classes), averaged over handles to the same images in other spaces."""
-    return np.mean([predict_rows(network, Rows(side, store)) for side in sides], axis=0)
+    return np.mean([predict_rows(network, Rows(side, store), start, end) for side in sides], axis=0)
 
 
 def _note(evaluation: Evaluation) -> str:

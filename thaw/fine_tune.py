@@ -14,12 +14,13 @@ from thaw.cuts import group_by_stage, split_model
 from thaw.device import list_layers, prepare_keras
 from thaw.errors import BadConfig
 from thaw.head import build_penalty, go_on
+from thaw.journal import TrainingState
 from thaw.precision import choose_precision
 from thaw.records import PIXELS, Backbone, Checkpoint, Features, History, Made, digest_of
 from thaw.rows import Rows, ViewSource
 from thaw.steps import compile_network
 from thaw.store import Store
-from thaw.trainer import Plan, TrainingState, load_network, train_network
+from thaw.trainer import Plan, load_network, train_network
 
 # What layers call their kernels, and the penalties on them.
 _KERNELS = (

@@ -6,12 +6,13 @@ from thaw.architectures import preprocess
 from thaw.config import GateConfig, HeadConfig, TrainingConfig
 from thaw.convergence import judge_convergence
 from thaw.device import prepare_keras
+from thaw.journal import TrainingState
 from thaw.networks import add_convolutions
 from thaw.records import PIXELS, Checkpoint, Features, FeatureSpace, History, Made, digest_of
 from thaw.rows import Rows, ViewSource
 from thaw.steps import compile_network
 from thaw.store import Store
-from thaw.trainer import Plan, TrainingState, load_network, train_network
+from thaw.trainer import Plan, load_network, train_network
 
 
 def build_head(

@@ -4,6 +4,7 @@ import math
 import socket
 import time
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -37,14 +38,17 @@ class Portion(Record):
         return f"images {self.start:,} to {self.end:,}"
 
 
+Request = TypeVar("Request", bound=Record)
+
+
 @dataclass(frozen=True, kw_only=True)
-class PortionPlan(Record):
-    """How a request is shared out: the request with its precision settled, and what is missing in portions.
+class PortionPlan(Record, Generic[Request]):
+    """How a request is shared out: the request with what had to be settled first, and what is missing in portions.
 
     `computed` rows were not worth sharing, and are done.
     """
 
-    request: FeatureRequest
+    request: Request
     portions: tuple[Portion, ...]
     rows: int
     computed: int = 0
@@ -60,7 +64,9 @@ class PortionReport(Record):
     host: str
 
 
-def plan_portions(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+def plan_portions(
+    request: FeatureRequest, images: int, megabytes: int, store: Store
+) -> Made[PortionPlan[FeatureRequest]]:
     """Share out the rows that are missing: at most so many images a portion, and so many 10^6 bytes of features.
 
     Portions are as large as each other, and end where shards do.
@@ -93,7 +99,9 @@ def plan_portions(request: FeatureRequest, images: int, megabytes: int, store: S
     return Made(value=plan, reused=not portions, note=note)
 
 
-def begin_request(request: FeatureRequest, images: int, megabytes: int, store: Store) -> Made[PortionPlan]:
+def begin_request(
+    request: FeatureRequest, images: int, megabytes: int, store: Store
+) -> Made[PortionPlan[FeatureRequest]]:
     """Share out the rows that are missing, or fill them in where there is no more than one portion.
 
     Raises:
@@ -123,11 +131,18 @@ def fill_portion(
     whole = list_parts(request, read_split(request, store), store)[portion.part]
     part = replace(whole, images=whole.images[portion.start : portion.end])
     computed = fill_beside_others(part, request.cuts, request.source, store, backwards)
-    seconds = round(time.monotonic() - started, 3)
-    report = PortionReport(
-        computed=computed, found=portion.rows - computed, seconds=seconds, host=socket.gethostname()
-    )
+    report = report_portion(computed, portion, started)
     return Made(value=report, reused=computed == 0, note=f"{computed:,} of {portion.rows:,} rows computed")
+
+
+def report_portion(computed: int, portion: Portion, started: float) -> PortionReport:
+    """What came of a portion that this machine began at `started`, by its monotonic clock."""
+    return PortionReport(
+        computed=computed,
+        found=portion.rows - computed,
+        seconds=round(time.monotonic() - started, 3),
+        host=socket.gethostname(),
+    )
 
 
 def _count_images(request: FeatureRequest, incomplete: int, views: int, images: int, megabytes: int) -> int:

@@ -1,59 +1,33 @@
-"""Class probabilities of image files, folders and archives, by a saved model, and whether they drifted."""
+"""Class probabilities of image files, folders and archives, by a saved model."""
 
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 import numpy as np
 
-from thaw.answers import LabelledImage, check_suffix, replace_file, write_answers
+from thaw.answers import LabelledImage
 from thaw.archive import is_image_name, open_dump, printable
-from thaw.drift import FALSE_ALARM_RATE, Drift, judge_drift, project
-from thaw.errors import BadConfig, BadDump, BadImage
+from thaw.errors import BadImage
 from thaw.images import read_image
 from thaw.layout import natural_key
 from thaw.location import Url
 from thaw.model import (
     ModelFacts,
-    load_model,
-    load_population,
     predict_pixels,
     predict_watched,
     watch_prefix,
 )
 from thaw.objects import REQUESTS_AT_ONCE, Objects
 from thaw.progress import track
-from thaw.records import Made, Record
 from thaw.registry import read_registry
-from thaw.report.drift import say_drift
 from thaw.store import Store
 
-_BATCH_IMAGES = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labelled(Record):
-    """What was labelled: by which model, into which file, how many images each class was given, and the drift.
-
-    `file` holds the answers, `drift_file` the `Drift` beside them.
-    """
-
-    model: str
-    checkpoint: str
-    file: str
-    images: int
-    unreadable: int
-    counts: Mapping[str, int]
-    drift: Drift
-    drift_file: str
+BATCH_IMAGES = 32
 
 
 def find_model(name: str, store: Store) -> Path:
@@ -67,77 +41,13 @@ def find_model(name: str, store: Store) -> Path:
     return store.fetch("runs", read_registry(store).find(name).run, "model.keras")
 
 
-def label_images(
-    sources: Sequence[Path | Url],
-    model: str,
-    file: Path | None,
-    store: Store,
-    false_alarm_rate: float = FALSE_ALARM_RATE,
-) -> Made[Labelled]:
-    """Label images, write the rows to a CSV or Parquet file, in one piece at the end, and the drift beside it.
-
-    Args:
-        model: as `find_model` takes it.
-        file: ends in .csv or .parquet; relative to `predictions/` in the store, where a CSV file of its own is
-            made if none is named.
-        false_alarm_rate: how often images like those that the model learned from may be said to have drifted.
-
-    Raises:
-        BadDump: there are no images that can be read, or an archive can't be opened.
-        BadModel, NoSuchModel: there is no such model.
-        BadConfig: the file is neither CSV nor Parquet, it or its folder can't be written, or the rate is no share.
-    """
-    if file:
-        check_suffix(file)
-    if not 0 < false_alarm_rate < 1:
-        raise BadConfig(
-            f"a false-alarm rate lies between 0 and 1, such as 0.01. Received: {false_alarm_rate}."
-        )
-    path = find_model(model, store)
-    network, facts = load_model(path)
-    population = load_population(path)
-    written = _make_place(
-        file or Path(f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}-{token_hex(2)}.csv"), store
-    )
-    along: list[np.ndarray] = []
-
-    def keep(pooled: np.ndarray) -> None:
-        along.append(project(pooled, population.mean, population.basis))
-
-    rows = list(predict_images(network, facts, sources, keep if population else None))
-    if not rows:
-        raise BadDump(
-            f"no images found in {', '.join(map(str, sources))}. Pass images, folders or zip archives."
-        )
-    if all(row.error for row in rows):
-        raise BadDump(f"none of the {len(rows):,} images could be read; of {rows[0].path}: {rows[0].error}")
-    given = Counter(row.label for row in rows if row.label)
-    counts = {label: given[label] for label in facts.classes}
-    drift = judge_drift(population, np.concatenate(along) if along else None, counts, false_alarm_rate)
-    drift_file = written.with_name(f"{written.name}.drift.json")
-    with replace_file(written) as table, replace_file(drift_file) as record:
-        write_answers(table, facts.classes, rows, written.suffix)
-        record.write_text(drift.to_json(), encoding="utf-8")
-    for made in (written, drift_file):
-        store.share(made)
-    labelled = Labelled(
-        model=model,
-        checkpoint=facts.checkpoint,
-        file=str(written),
-        images=len(rows),
-        unreadable=sum(row.error is not None for row in rows),
-        counts=counts,
-        drift=drift,
-        drift_file=str(drift_file),
-    )
-    return Made(value=labelled, reused=False, note=f"{len(rows)} images in {written}; {say_drift(drift)}")
-
-
 def predict_images(
     model: Any,
     facts: ModelFacts,
     sources: Sequence[Path | Url],
     keep: Callable[[np.ndarray], None] | None = None,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[LabelledImage]:
     """Label every image found in files, folders and zip archives, on a disk or at URLs, in their order.
 
@@ -146,36 +56,21 @@ def predict_images(
     Args:
         keep: is given, batch by batch, what the model's frozen prefix makes of the images that could be read:
             float32 (n, channels).
+        start, end: which of the images, all of them by default.
 
     Raises:
         BadDump: an archive can't be opened.
     """
     model = watch_prefix(model) if keep else model
     with ExitStack() as opened, ThreadPoolExecutor(count_readers(sources)) as pool:
-        images = list(list_images(sources, opened))
+        images = list(list_images(sources, opened))[start:end]
         read = partial(_read_image, facts=facts)
         with track("predict", len(images), "images") as advance:
-            for start in range(0, len(images), _BATCH_IMAGES):
-                batch = images[start : start + _BATCH_IMAGES]
+            for first in range(0, len(images), BATCH_IMAGES):
+                batch = images[first : first + BATCH_IMAGES]
                 paths = [path for path, _ in batch]
                 yield from _label_batch(model, facts, paths, list(pool.map(read, batch)), keep)
                 advance(len(batch))
-
-
-def _make_place(file: Path, store: Store) -> Path:
-    """The whole path of a file, whose folder is made.
-
-    Raises:
-        BadConfig: it can't be written there.
-    """
-    place = store.folder("predictions", str(file))
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadConfig(f"there is no writing to {place}: {error.strerror}. Give another file.") from None
-    if place.is_dir():
-        raise BadConfig(f"there is no writing to {place}: it is a folder. Give another file.")
-    return place
 
 
 def count_readers(sources: Sequence[Path | Url]) -> int | None:
@@ -236,7 +131,7 @@ def _label_batch(
     blank = np.zeros(facts.shape, dtype=np.uint8)
     pixels = [blank if isinstance(image, str) else image for image in images]
     # One batch shape means that Keras compiles the model once.
-    pixels += [blank] * (_BATCH_IMAGES - len(pixels))
+    pixels += [blank] * (BATCH_IMAGES - len(pixels))
     if keep:
         probabilities, pooled = predict_watched(model, np.stack(pixels))
         keep(pooled[[number for number, image in enumerate(images) if not isinstance(image, str)]])

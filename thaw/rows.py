@@ -1,7 +1,7 @@
 """Features as training reads them: cached rows of one side of a split, or views drawn anew each epoch."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ import numpy as np
 
 from thaw.archive import Dump, open_dump
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig
-from thaw.extract import BATCH_ROWS, Extractor, read_views
+from thaw.extract import BATCH_ROWS, Extractor, map_ahead, read_views
 from thaw.records import SIDES, Backbone, Features, FeatureSet, Split
 from thaw.shards import SpaceFolder, read_space
+from thaw.spans import SpanReader
 from thaw.store import Store
 
 _EXPORT_ROWS = 256
@@ -53,9 +54,27 @@ class _SplitSide:
         """Images of each class, by class index."""
         return tuple(int(count) for count in np.bincount(self.labels, minlength=len(self.classes)))
 
+    def read_ahead(self, groups: Sequence[np.ndarray], epoch: int = 0) -> Iterator[np.ndarray]:
+        """Features of groups of images, given by their indices: (*group.shape, *shape), group by group.
+
+        What `read` gives, but read before it is asked for.
+        """
+
+        def read(group: np.ndarray) -> np.ndarray:
+            return self.read(group.ravel(), epoch).reshape(*group.shape, *self.shape)
+
+        return map_ahead(read, groups, ahead=1, threads=1)
+
+    def read_in_order(self, images: int, start: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
+        """Features of the images from `start` up to `end`, so many at a time: (images, *shape), the last fewer."""
+        indices = np.arange(len(self))[start:end]
+        return self.read_ahead([indices[first : first + images] for first in range(0, len(indices), images)])
+
 
 class Rows(_SplitSide):
     """The cached rows behind a FeatureSet: read from memory-mapped shards, in any order.
+
+    Of a store that lies elsewhere, `read_ahead` reads many batches at once.
 
     Attributes:
         shape: one row's (height, width, channels).
@@ -68,13 +87,25 @@ class Rows(_SplitSide):
             self._folder.find((row.sha256, view) for row in self.images) for view in _views(features)
         ]
         self.shape = self._folder.shape
+        self._spans = SpanReader(self._folder) if store.mirror else None
 
     def read(self, indices: np.ndarray | slice, epoch: int = 0) -> np.ndarray:
         """Features of the images at `indices`: (n, *shape) in the storage dtype.
 
         Where images have several views, `epoch` counts through them.
         """
-        return self._folder.read(self._places[epoch % len(self._places)][indices])
+        return self._folder.read(self._find(epoch)[indices])
+
+    def read_ahead(self, groups: Sequence[np.ndarray], epoch: int = 0) -> Iterator[np.ndarray]:
+        if self._spans is None:
+            return super().read_ahead(groups, epoch)
+        places = self._find(epoch)
+        rows = self._spans.read([places[group.ravel()] for group in groups])
+        return (each.reshape(*group.shape, *self.shape) for group, each in zip(groups, rows, strict=True))
+
+    def _find(self, epoch: int) -> np.ndarray:
+        """Where the rows that an epoch is about lie."""
+        return self._places[epoch % len(self._places)]
 
 
 class FreshRows(_SplitSide):
@@ -135,8 +166,8 @@ def export_features(features: Features, folder: Path, store: Store) -> list[Path
         }
         with partial.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for start in range(0, len(rows), _EXPORT_ROWS):
-                file.write(rows.read(slice(start, start + _EXPORT_ROWS)).tobytes())
+            for part in rows.read_in_order(_EXPORT_ROWS):
+                file.write(part.tobytes())
         partial.replace(array)
         np.save(labels, rows.labels)
         paths[side] = [image.path for image in rows.images]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import mmap
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -21,6 +22,8 @@ from thaw.store import Store
 
 # Each map holds a file open, of which a process commonly may have 1,024.
 _OPEN_MAPS = 256
+# What is copied at a time bounds the memory that threads take beside the rows they read.
+_COPIED_ROWS = 32
 _FETCHES = 5
 _FACTS = "space.json"
 _NOT_A_SHARD = (ValueError, KeyError, TypeError, FileNotFoundError)
@@ -50,6 +53,9 @@ class SpaceFolder:
         self._shards: dict[int, str] = {}
         self._checked: set[int] = set()
         self._index = KeyIndex()
+        self._shape: tuple[int, ...] | None = None
+        # Held by whoever sets shards aside, while others may be reading.
+        self._changing = threading.Lock()
         self._open(dict(zip(self._numbers, self._list_shards(), strict=False)))
 
     def __len__(self) -> int:
@@ -58,9 +64,11 @@ class SpaceFolder:
     @property
     def shape(self) -> tuple[int, ...]:
         """One row's (height, width, channels)."""
-        if not self._shards:
-            raise KeyError(f"no shard holds any row at {self.space.cut}")
-        return self._map(next(iter(self._shards))).shape[1:]
+        if self._shape is None:
+            if not self._shards:
+                raise KeyError(f"no shard holds any row at {self.space.cut}")
+            self._shape = self._map(next(iter(self._shards))).shape[1:]
+        return self._shape
 
     def holds(self, keys: Iterable[Key] | np.ndarray) -> np.ndarray:
         """Which keys some shard holds: bool (n,)."""
@@ -141,8 +149,12 @@ class SpaceFolder:
             )
         return places
 
-    def read(self, places: np.ndarray) -> np.ndarray:
+    def read(self, places: np.ndarray, at_once: int = 1, backwards: bool = False) -> np.ndarray:
         """Copy rows out of the memory-mapped shards: (n, *shape) in the storage dtype.
+
+        Args:
+            at_once: how many shards are opened at the same time, and fetched where they are not on this disk.
+            backwards: from the last shard to the first.
 
         Raises:
             DamagedShard: a shard does not match its checksum, seen when it is first read from, or was set aside.
@@ -151,8 +163,23 @@ class SpaceFolder:
         # Each shard once, from front to back.
         order = np.lexsort((places[:, 1], places[:, 0]))
         numbers, starts = np.unique(places[order, 0], return_index=True)
-        for number, some in zip(numbers.tolist(), np.split(order, starts[1:]), strict=False):
-            rows[some] = self._map(number)[places[some, 1]]
+        visits = list(zip(numbers.tolist(), np.split(order, starts[1:]), strict=False))
+
+        def copy(visit: tuple[int, np.ndarray]) -> None:
+            number, some = visit
+            shard = self._map(number)
+            for start in range(0, len(some), _COPIED_ROWS):
+                few = some[start : start + _COPIED_ROWS]
+                rows[few] = shard[places[few, 1]]
+
+        if backwards:
+            visits.reverse()
+        if at_once == 1:
+            for visit in visits:
+                copy(visit)
+        else:
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(copy, visits))
         return rows
 
     def _list_shards(self) -> list[str]:
@@ -199,7 +226,8 @@ class SpaceFolder:
 
     def _map(self, number: int) -> np.ndarray:
         """A shard's features, memory-mapped: (rows, *shape)."""
-        name, rows = self._shards.get(number, ""), len(self)
+        with self._changing:
+            name, rows = self._shards.get(number, ""), len(self)
         if name:
             reason = None if number in self._checked else self._find_damage(number)
             try:
@@ -215,18 +243,19 @@ class SpaceFolder:
         )
 
     def _map_bytes(self, name: str) -> np.ndarray:
+        file = self._folder / name / BULKY
         if not self._store.mirror:
-            file = self._folder / name / BULKY
             return _map_file(file, *_tell_version(file))
         for attempt in count(1):
-            file = self._store.fetch("features", self.space.digest, name, BULKY)
-            try:
-                # A map that is kept would keep the disk from being freed.
-                return _map_file.__wrapped__(file)
-            except FileNotFoundError:
-                # The disk cache may let go of it at any time; where it is lost for good, fetching it says so.
-                if attempt == _FETCHES:
-                    raise
+            with self._store.mirror.cache.opening(file):
+                self._store.fetch("features", self.space.digest, name, BULKY)
+                try:
+                    # A map that is kept would keep the disk from being freed.
+                    return _map_file.__wrapped__(file)
+                except FileNotFoundError:
+                    # Another process may delete it at any time; where it is lost for good, fetching it says so.
+                    if attempt == _FETCHES:
+                        raise
         raise AssertionError("unreachable")
 
     def _find_damage(self, number: int) -> str | None:
@@ -248,11 +277,12 @@ class SpaceFolder:
         """Move shards out of the way, by number with the reason, and take them out of the index."""
         if not damaged:
             return
-        for number, reason in damaged.items():
-            self._store.set_aside(self._folder / self._shards.pop(number), reason)
-        # Other shards may hold some of the same rows, so that those which are left are taken in anew.
-        left, self._shards, self._index = self._shards, {}, KeyIndex()
-        self._open(left)
+        with self._changing:
+            for number in damaged.keys() & self._shards.keys():
+                self._store.set_aside(self._folder / self._shards.pop(number), damaged[number])
+            # Other shards may hold some of the same rows, so that those which are left are taken in anew.
+            left, self._shards, self._index = self._shards, {}, KeyIndex()
+            self._open(left)
 
 
 def _name_shard(packed: np.ndarray) -> str:

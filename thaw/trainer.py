@@ -5,13 +5,10 @@ slots, so that a run that was cut off ends with the very weights of an undisturb
 """
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
-import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,8 +17,9 @@ import numpy as np
 from thaw.claims import claim
 from thaw.config import HeadConfig, PhaseConfig
 from thaw.device import list_layers, prepare_keras, share_batches
-from thaw.extract import map_ahead
+from thaw.journal import Journal, TrainingState
 from thaw.optimizer import set_rate, slow_down_by_depth
+from thaw.order import group_batches, order_rows
 from thaw.progress import track
 from thaw.records import Checkpoint, Epoch, Features, History, Made
 from thaw.rows import FreshRows, Rows, ViewSource, open_training_rows
@@ -30,9 +28,7 @@ from thaw.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Epochs of a head take a fraction of a second; saving after each would cost more than they do.
-_JOURNAL_SECONDS = 5.0
-_VALIDATED_ROWS = 64
+_VALIDATED_ROWS = PREDICTED_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +73,6 @@ class Plan:
         )
 
 
-@dataclass(kw_only=True)
-class TrainingState:
-    """Where training stands: the network as it is, its history, and the best weights so far."""
-
-    network: Any
-    history: History
-    best: list[np.ndarray]
-
-
 def train_network(
     plan: Plan,
     begin: Callable[[Rows, History], TrainingState],
@@ -118,7 +105,7 @@ def train_network(
         found = find_checkpoint(store, plan.address)
         if found:
             return hand_back(found, reused=True)
-        journal = _Journal(store, plan.address)
+        journal = Journal(store, plan.address)
         state = journal.read() or begin(validation, blank)
         _train(state, train, validation, plan, journal)
         finished = _publish(state, plan, store)
@@ -152,13 +139,15 @@ def load_network(store: Store, address: str, which: Literal["model", "last"] = "
     return prepare_keras().models.load_model(store.fetch("checkpoints", address, f"{which}.keras"))
 
 
-def predict_rows(network: Any, rows: Rows, batch_size: int = 64) -> np.ndarray:
-    """Class probabilities of every row: float64 (n, classes), each row summing to 1."""
-    outputs = []
-    with track("predict", len(rows), "images") as advance:
-        for start in range(0, len(rows), batch_size):
-            features = rows.read(slice(start, start + batch_size)).astype(np.float32)
-            outputs.append(np.asarray(network.predict_on_batch(features)))
+def predict_rows(network: Any, rows: Rows, start: int = 0, end: int | None = None) -> np.ndarray:
+    """Class probabilities of the rows from `start` up to `end`: float64 (n, classes), each row summing to 1.
+
+    Where `start` is a multiple of PREDICTED_ROWS they are those of a pass over all rows, to the bit.
+    """
+    outputs, end = [], len(rows) if end is None else end
+    with track("predict", end - start, "images") as advance:
+        for features in rows.read_in_order(PREDICTED_ROWS, start, end):
+            outputs.append(np.asarray(network.predict_on_batch(features.astype(np.float32))))
             advance(len(outputs[-1]))
     return spread_classes(np.concatenate(outputs))
 
@@ -173,7 +162,7 @@ def spread_classes(outputs: np.ndarray) -> np.ndarray:
 
 
 def _train(
-    state: TrainingState, train: Rows | FreshRows, validation: Rows, plan: Plan, journal: "_Journal"
+    state: TrainingState, train: Rows | FreshRows, validation: Rows, plan: Plan, journal: Journal
 ) -> None:
     slow_down_by_depth(state.network, plan.depths(), plan.settings)
     steps = compile_steps(state.network)
@@ -232,14 +221,10 @@ def _run_epoch(
     advance: Callable[..., None],
 ) -> Epoch:
     _seed_dropout(network, [settings.seed, number])
-    order = np.random.default_rng([settings.seed, number]).permutation(len(train))
-    groups = list(_group(order, settings.batch_size, steps.batches))
-
-    def read(group: np.ndarray) -> np.ndarray:
-        return train.read(group.ravel(), epoch=number).reshape(*group.shape, *train.shape)
-
+    order = order_rows(len(train), settings.seed, number)
+    groups = list(group_batches(order, settings.batch_size, steps.batches))
     totals, done = np.zeros(2), 0
-    for group, features in zip(groups, map_ahead(read, groups, ahead=1, threads=1), strict=True):
+    for group, features in zip(groups, train.read_ahead(groups, number), strict=True):
         totals += steps.train(features, train.labels[group])
         done += group.size
         advance(group.size, f"loss {totals[0] / done:.4f}")
@@ -255,18 +240,6 @@ def _run_epoch(
     )
 
 
-def _group(order: np.ndarray, batch_size: int, batches: int) -> Iterator[np.ndarray]:
-    """Images in the order they are trained on, as arrays (batches, images): groups, single batches, the rest."""
-    grouped = len(order) // (batch_size * batches) * batches
-    whole = len(order) // batch_size
-    starts = [*range(0, grouped, batches), *range(grouped, whole), whole]
-    for start, end in itertools.pairwise([*starts, None]):
-        images = order[start * batch_size : None if end is None else end * batch_size]
-        if len(images):
-            # Within a batch the order does not count, and shards are read from front to back.
-            yield np.sort(images.reshape(1 if end is None else end - start, -1))
-
-
 def _measure_start(steps: KerasSteps, validation: Rows) -> Epoch:
     """The validation figures of a network before it is trained."""
     loss, accuracy = _validate(steps, validation)
@@ -274,10 +247,10 @@ def _measure_start(steps: KerasSteps, validation: Rows) -> Epoch:
 
 
 def _validate(steps: KerasSteps, rows: Rows) -> tuple[float, float]:
-    totals = np.zeros(2)
-    for start in range(0, len(rows), _VALIDATED_ROWS):
-        place = slice(start, start + _VALIDATED_ROWS)
-        totals += steps.score(rows.read(place), rows.labels[place])
+    totals, done = np.zeros(2), 0
+    for features in rows.read_in_order(_VALIDATED_ROWS):
+        totals += steps.score(features, rows.labels[done : done + len(features)])
+        done += len(features)
     loss, accuracy = (totals / len(rows)).tolist()
     return loss, accuracy
 
@@ -287,45 +260,3 @@ def _seed_dropout(network: Any, seed: list[int]) -> None:
     for place, layer in enumerate(dropouts):
         drawn = np.random.default_rng([*seed, place]).integers(2**31, size=2)
         layer.seed_generator.state.assign(drawn.astype(layer.seed_generator.state.dtype))
-
-
-class _Journal:
-    """Where training stands: `journals/<address>/<epochs>/`, the newest counts."""
-
-    def __init__(self, store: Store, address: str):
-        self._store = store
-        self._address = address
-        self._kept = time.monotonic()
-
-    def read(self) -> TrainingState | None:
-        for name in sorted(self._store.list("journals", self._address), reverse=True):
-            keras = prepare_keras()
-            entry = self._store.folder("journals", self._address, name)
-            try:
-                self._store.fetch("journals", self._address, name)
-                network = keras.models.load_model(entry / "last.keras")
-                with np.load(entry / "best.npz", allow_pickle=False) as arrays:
-                    best = [arrays[name] for name in arrays.files]
-                history = History.from_json((entry / "history.json").read_bytes())
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                self._store.set_aside(entry, str(error))
-                continue
-            logger.info("going on after epoch %d, where an earlier run was cut off", len(history.epochs))
-            return TrainingState(network=network, history=history, best=best)
-        return None
-
-    def keep(self, state: TrainingState) -> None:
-        if time.monotonic() - self._kept < _JOURNAL_SECONDS:
-            return
-        name = f"{len(state.history.epochs):06d}"
-        with self._store.publish_folder("journals", self._address, name) as partial:
-            state.network.save(partial / "last.keras")
-            np.savez(partial / "best.npz", *state.best)
-            (partial / "history.json").write_text(state.history.to_json(), encoding="utf-8")
-        for older in self._store.list("journals", self._address):
-            if older < name:
-                self._store.discard("journals", self._address, older)
-        self._kept = time.monotonic()
-
-    def clear(self) -> None:
-        self._store.discard("journals", self._address)

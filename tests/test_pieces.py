@@ -1,0 +1,90 @@
+"""Evaluation and labels in pieces by many: to the bit what one worker makes of all rows."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.drift_samples import draw_images, save_head
+from tests.prepared import Prepared, head_of
+from thaw.batch import LabelRequest, begin_labels, label_images, label_portion, label_request
+from thaw.errors import NotPublished
+from thaw.evaluate import EvaluationRequest, begin_evaluation, evaluate, evaluate_request, score_portion
+from thaw.pieces import fetch_pieces, plan_pieces, publish_piece
+from thaw.store import Store
+
+
+def test_pieces_are_as_large_as_each_other_and_end_where_batches_do(store: Store):
+    bounds = [(one.start, one.end) for one in plan_pieces("x", rows=1000, images=300, batch=64, store=store)]
+    assert bounds == [(0, 256), (256, 512), (512, 768), (768, 1000)]
+    assert plan_pieces("x", rows=300, images=300, batch=64, store=store) == ()
+
+
+def test_what_was_made_before_is_not_planned_again(store: Store):
+    first, second = plan_pieces("x", rows=128, images=64, batch=64, store=store)
+    with publish_piece("x", first, store) as folder:
+        (folder / "made").touch()
+    assert plan_pieces("x", rows=128, images=64, batch=64, store=store) == (second,)
+
+
+def test_pieces_that_leave_out_rows_are_not_put_together(store: Store):
+    first, second, third = plan_pieces("x", rows=192, images=64, batch=64, store=store)
+    for portion in (first, third):
+        with publish_piece("x", portion, store):
+            pass
+    assert fetch_pieces("x", 192, store) == []
+    with publish_piece("x", second, store):
+        pass
+    assert len(fetch_pieces("x", 192, store)) == 3
+
+
+@pytest.fixture
+def request_of(prepared: Prepared, tmp_path: Path):
+    """An evaluation of 120 rows: those trained on, the most that there are."""
+    return EvaluationRequest(
+        checkpoint=head_of(prepared, epochs=2).value, test=prepared.bottlenecks.train, temperature=2.0
+    )
+
+
+def test_an_evaluation_in_pieces_is_to_the_bit_that_of_one_worker(prepared: Prepared, request_of):
+    store = prepared.store
+    plan = begin_evaluation(request_of, images=64, megabytes=1, store=store).value
+    assert [(one.start, one.end) for one in plan.portions] == [(0, 64), (64, 120)]
+    reports = [score_portion(request_of, portion, store).value for portion in reversed(plan.portions)]
+    assert [report.computed for report in reports] == [56, 64]
+    assert score_portion(request_of, plan.portions[0], store).value.computed == 0
+    shared = evaluate_request(request_of, store).value
+    (made,) = store.list("evaluations")
+    store.discard("evaluations", made)
+    alone = evaluate(request_of.checkpoint, request_of.test, store, temperature=2.0).value
+    assert shared == alone
+
+
+def test_a_request_of_one_portion_is_evaluated_at_once(prepared: Prepared, request_of):
+    begun = begin_evaluation(request_of, images=500, megabytes=1, store=prepared.store)
+    assert begun.value.portions == ()
+    assert evaluate_request(request_of, prepared.store).reused
+
+
+def test_labels_in_pieces_are_those_of_one_worker_and_so_is_the_drift(prepared: Prepared, tmp_path: Path):
+    model, images, store = (
+        tmp_path / "model.keras",
+        draw_images(tmp_path / "images", 30, 30),
+        Store(tmp_path / "s"),
+    )
+    save_head(prepared, model, with_population=True)
+    (images / "broken.jpg").write_bytes(b"no image")
+    request = LabelRequest(
+        sources=(str(images),), model=str(model), file=None, false_alarm_rate=0.01, batch="1", name="champion"
+    )
+    with pytest.raises(NotPublished):
+        label_request(request, store.looking())
+    plan = begin_labels(request, images=32, megabytes=1, store=store).value
+    assert [(one.start, one.end) for one in plan.portions] == [(0, 32), (32, 61)]
+    for portion in plan.portions:
+        label_portion(plan.request, portion, store)
+    shared = label_request(plan.request, store).value
+    alone = label_images([images], str(model), None, store).value
+    assert Path(shared.file).read_bytes() == Path(alone.file).read_bytes()
+    assert shared.drift == alone.drift
+    assert (shared.model, shared.unreadable) == ("champion", 1)
+    assert fetch_pieces(request.address, 61, store) == []
