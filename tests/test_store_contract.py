@@ -125,6 +125,15 @@ def test_a_damaged_record_is_set_aside_and_can_be_made_again(place: Store, elsew
     assert elsewhere(place).read("things", "x", Quarantined) == ROW
 
 
+def test_a_folder_whose_record_can_not_be_read_or_lacks_a_file_is_set_aside(place: Store, elsewhere):
+    for name, files in (("one", ()), ("four", ()), ("one", ("four",))):
+        publish(place, "nonsense")
+        assert place.is_published("runs", "x")
+        assert elsewhere(place).read_folder("runs", "x", name, Quarantined, files) is None
+        assert place.list("runs") == []
+        assert not place.is_published("runs", "x")
+
+
 def test_a_folder_is_published_whole_or_not_at_all(place: Store, elsewhere):
     with pytest.raises(RuntimeError), place.publish_folder("runs", "x") as partial:
         (partial / "one").write_text("half")
@@ -271,7 +280,7 @@ def test_damage_in_the_bucket_is_noticed_set_aside_and_made_again(remote: Store,
 def test_a_damaged_marker_is_set_aside_and_its_folder_made_again(remote: Store, elsewhere, spoil):
     publish(remote, "first")
     spoil(remote, f"runs/x/{MARKER}")
-    remote.mirror.objects.read_many([f"runs/x/{MARKER}"])
+    assert not elsewhere(remote).is_published("runs", "x")
     assert elsewhere(remote).read_folder("runs", "x", "one", Quarantined, ()) is None
     publish(elsewhere(remote), "second")
     assert read(elsewhere(remote)) == {"second"}

@@ -64,6 +64,7 @@ KINDS = {
             depth=3,
             again="training goes on from an epoch before it",
         ),
+        Kind(name="pieces", depth=3),
         Kind(name="checkpoints", record="thaw.records:Checkpoint", file="checkpoint.json", again=_RETRAINED),
         Kind(name="temperatures", record="thaw.calibrate:Calibration"),
         Kind(name="evaluations", record="thaw.records:Evaluation"),

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from thaw.disk import Disk, write_through
 from thaw.errors import Damaged, DiskFull, NotPublished
 from thaw.location import Url, choose_location
-from thaw.marker import MARKER, describe_folder
+from thaw.marker import MARKER, Marker, describe_folder
 from thaw.mirror import Mirror, name_damaged
 from thaw.objects import Facts
 from thaw.records import Record
@@ -73,7 +73,7 @@ class Store:
     def is_published(self, *parts: str) -> bool:
         """Whether a folder is published."""
         if self.mirror:
-            return self.mirror.find_marker("/".join(parts)) is not None
+            return self._find_marker(*parts) is not None
         return self.folder(*parts).is_dir()
 
     def fetch_folders(self, folders: Sequence[tuple[str, ...]], but: Sequence[str] = ()) -> None:
@@ -191,11 +191,7 @@ class Store:
         """
         folder = self.folder(kind, digest)
         if self.mirror:
-            try:
-                there = self.mirror.find_marker(f"{kind}/{digest}")
-            except Damaged as error:
-                self.set_aside(folder, str(error), certain=True)
-                return None
+            there = self._find_marker(kind, digest)
         else:
             there = (
                 {file for file in (name, *files) if (folder / file).is_file()} if folder.exists() else None
@@ -205,7 +201,9 @@ class Store:
         found = self.read_file(folder / name, record) if name in there else None
         lost = [file for file in (name, *files) if file not in there]
         if found is None or lost:
-            self.set_aside(folder, f"it lacks {', '.join(lost or [name])}", certain=True)
+            # A record that was damaged on its way here took its folder along.
+            certain = bool(lost) or (folder / name).is_file()
+            self.set_aside(folder, f"it lacks {', '.join(lost or [name])}", certain)
             return None
         return found
 
@@ -308,6 +306,14 @@ class Store:
             logger.warning(
                 "%s/%s is damaged (%s); moved to %s, to be made again", self.address, what, reason, place
             )
+
+    def _find_marker(self, *parts: str) -> Marker | None:
+        """What is published as a folder in the object store, or None. A damaged one is set aside."""
+        try:
+            return self.mirror.find_marker("/".join(parts))
+        except Damaged as error:
+            self.set_aside(self.folder(*parts), str(error), certain=True)
+            return None
 
     def _bring(self, *parts: str) -> bool:
         """Bring what is published at `parts`, if anything; where it is damaged, it is set aside."""
