@@ -9,7 +9,18 @@ import sys
 import typer
 from rich.markup import escape
 
-from commands import about, comparison, crossvalidation, data, exporting, labelling, models, server, training
+from commands import (
+    about,
+    comparison,
+    crossvalidation,
+    data,
+    exporting,
+    labelling,
+    models,
+    server,
+    training,
+    upkeep,
+)
 from commands.terminal import notes
 from thaw.errors import Mistake, ThawError
 
@@ -30,6 +41,7 @@ for command in (
     *(models.models, models.promote, models.rollback),
     *(labelling.predict, labelling.imagenet_top3),
     exporting.export,
+    *(upkeep.verify, upkeep.prune),
     *(server.up, server.down, server.status),
     *(about.doctor, about.recipes),
 ):

@@ -317,7 +317,7 @@ def test_a_damaged_copy_here_is_fetched_anew_and_nothing_is_set_aside(remote: St
             marker.write_bytes(marker.read_bytes()[:40])
             file.unlink()
         case "all":
-            other.mirror.forget("runs/x")
+            other.mirror.copies.forget("runs/x")
     assert read(other) == {"first"}
     assert remote.survey("damaged") == {}
 
@@ -344,7 +344,7 @@ def test_two_that_set_one_folder_aside_do_it_once_and_leave_what_was_made_since(
     other = elsewhere(remote)
     assert read(other) == {"first"}
     spoil_bytes(remote, payload(remote))
-    remote.mirror.forget("runs/x")
+    remote.mirror.copies.forget("runs/x")
     with pytest.raises(Damaged):
         remote.fetch("runs", "x")
     publish(remote, "second")
@@ -445,7 +445,7 @@ def test_a_store_that_is_looked_at_is_not_written(place: Store):
         partial.write_text("{")
     if place.mirror:
         spoil_bytes(place, payload(place))
-        place.mirror.forget("runs/x")
+        place.mirror.copies.forget("runs/x")
     before, looked = place.survey(), place.looking()
     assert looked.read("things", "bad", Quarantined) is None
     assert looked.read_folder("runs", "x", "none", Quarantined, ()) is None

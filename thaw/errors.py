@@ -13,6 +13,7 @@ ThawError
 │   ├── NoSuchModel         no version of the registry goes by that name
 │   ├── FeatureOverflow     features exceed what the storage dtype can hold
 │   ├── StoreNotWritable    the store's folder can't be created or written
+│   ├── Undecided           a record can't be read, so that it can't be told what of a store is needed
 │   ├── NoDeployment        the Prefect server lacks the deployment that a GPU stage is handed to
 │   ├── NoServer            the Prefect server asked for does not answer
 │   ├── BadPassword         the Prefect server refuses the password
@@ -79,6 +80,10 @@ class NoSuchModel(Mistake):
 
 class StoreNotWritable(Mistake):
     """The store's folder can't be created or written."""
+
+
+class Undecided(Mistake):
+    """A record of the store can't be read, so that nobody can tell what it refers to. Nothing was deleted."""
 
 
 class NoServer(Mistake):

@@ -12,21 +12,18 @@ whenever the folder is looked for or listed, and where a file that it names is g
 
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from functools import lru_cache
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from thaw.copies import Copies, is_whole
 from thaw.disk_cache import DiskCache, find_cache_folder
 from thaw.errors import Damaged
 from thaw.location import Url
-from thaw.marker import MARKER, Marker, Published, checksum, describe_folder, read_marker
+from thaw.marker import MARKER, Marker, Published, describe_folder, read_marker
 from thaw.objects import Objects
 
 logger = logging.getLogger(__name__)
@@ -52,18 +49,17 @@ class Mirror:
         place = f"{url.name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
         self.folder = find_cache_folder() / "stores" / place
         self.cache = DiskCache(self.folder)
-        # When the markers that were listed last were written, in seconds since 1970, by their keys.
-        self._listed: dict[str, float] = {}
+        self.copies = Copies(self.folder)
 
     def find_marker(self, folder: str) -> Marker | None:
         """What is published as a folder by now, or None."""
         try:
             data = self.objects.read(f"{folder}/{MARKER}")
         except _NOT_THERE:
-            if (self.folder / folder / MARKER).exists():
-                self.forget(folder)
+            if self.copies.holds_folder(folder):
+                self.copies.forget(folder)
             return None
-        return self._keep_marker(folder, data)
+        return self.copies.keep_marker(folder, data)
 
     def list(self, folder: str) -> list[str]:
         """Names of what is published directly in a folder, files and folders, the newest first."""
@@ -74,23 +70,23 @@ class Mirror:
             if len(rest) < 2:
                 newest[name] = max(facts.written, newest.get(name, 0.0))
             if rest == [MARKER]:
-                self._listed[key] = facts.written
+                self.copies.note(f"{folder}/{name}", facts.written)
         return sorted(newest, key=lambda name: newest[name], reverse=True)
 
     def bring(self, key: str) -> bool:
         """See that a published file, or a published folder with all its files, is here; False where there is none."""
-        marker = self._recall_marker(key)
+        marker = self.copies.recall_marker(key)
         if marker is not None:
             self._bring_files((key, name, marker) for name in marker)
             return True
         within = [(folder.as_posix(), key[len(folder.as_posix()) + 1 :]) for folder in _list_folders(key)]
-        for find in (self._recall_marker, self.find_marker):
+        for find in (self.copies.recall_marker, self.find_marker):
             for folder, name in within:
                 marker = find(folder)
                 if marker is not None and name in marker:
                     self.bring_file(folder, name, marker)
                     return True
-        with suppress(*_NOT_THERE), self._aside(key) as partial:
+        with suppress(*_NOT_THERE), self.copies.aside(key) as partial:
             self.objects.download(key, partial)
             return True
         marker = self.find_marker(key)
@@ -105,7 +101,7 @@ class Mirror:
             FileNotFoundError: it is published no more.
         """
         file = self.folder / folder / name
-        if _is_whole(file, marker[name]):
+        if is_whole(file, marker[name]):
             if self.cache.holds(file):
                 self.cache.hit(file)
             return file
@@ -122,7 +118,7 @@ class Mirror:
 
     def bring_folders(self, folders: Sequence[str], but: Sequence[str] = ()) -> dict[str, Damaged]:
         """Bring published folders, many at once, but for files of certain names; tells which are damaged."""
-        known = {folder: self._recall_marker(folder) for folder in folders}
+        known = {folder: self.copies.recall_marker(folder) for folder in folders}
         markers = self.objects.read_many(
             [f"{name}/{MARKER}" for name, marker in known.items() if marker is None]
         )
@@ -130,7 +126,7 @@ class Mirror:
         for key, data in markers.items():
             folder = key.removesuffix(f"/{MARKER}")
             try:
-                known[folder] = self._keep_marker(folder, data)
+                known[folder] = self.copies.keep_marker(folder, data)
             except Damaged as error:
                 damaged[folder] = error
 
@@ -149,7 +145,7 @@ class Mirror:
     def put_file(self, file: Path, key: str) -> None:
         """Publish a file, over the one that is there; it stays here as well."""
         self.objects.upload(file, key)
-        self._place(file, key)
+        self.copies.place(file, key)
 
     def upload(self, path: Path) -> None:
         """Put a file, or every file of a folder, that was written here to begin with."""
@@ -186,19 +182,7 @@ class Mirror:
         markers = {name for name in listed if name.endswith(f"/{MARKER}")}
         self.objects.delete(sorted(markers))
         self.objects.delete([*sorted(listed - markers), *([] if listed else [key])])
-        self.forget(key)
-
-    def forget(self, key: str) -> None:
-        """Delete the copy that is here."""
-        here = self.folder / key
-        if here.is_dir():
-            gone = Path(tempfile.mkdtemp(dir=self._make_partials()))
-            with suppress(OSError):  # whoever else forgets it is as good
-                here.rename(gone / here.name)
-            shutil.rmtree(gone, ignore_errors=True)
-        else:
-            with suppress(NotADirectoryError):
-                here.unlink(missing_ok=True)
+        self.copies.forget(key)
 
     def set_aside(self, key: str, under: str, certain: bool = True) -> bool:
         """Take a damaged file or folder out of the way: what is left of it stays, where nobody looks.
@@ -221,7 +205,7 @@ class Mirror:
                 self.objects.replace(f"{under}{name.removeprefix(key)}", data)
                 if self.objects.read(name) == data:
                     self.objects.delete([name])
-                self.forget(key)
+                self.copies.forget(key)
                 return True
         return False
 
@@ -231,61 +215,26 @@ class Mirror:
         if marker is None:
             return not (file.is_file() and file.read_bytes() == self.objects.read(key))
         try:
-            published = self._keep_marker(key, marker)
+            published = self.copies.keep_marker(key, marker)
         except Damaged:
             return False
-        if all(_is_whole(file / name, facts) for name, facts in published.items()):
+        if all(is_whole(file / name, facts) for name, facts in published.items()):
             return False
         return not self.bring_folders([key])
-
-    def _keep_marker(self, folder: str, data: bytes) -> Marker:
-        """Have the marker that is published here too; what was brought by another one is not of that folder."""
-        try:
-            marker = read_marker(data)
-        except ValueError as error:
-            raise Damaged(f"{self.objects.url}/{folder}/{MARKER} is damaged: {error}", folder) from error
-        file = self.folder / folder / MARKER
-        try:
-            known = file.read_bytes() == data
-        except OSError:
-            known = None
-        if known is False:
-            self.forget(folder)
-        if not known:
-            with self._aside(f"{folder}/{MARKER}") as partial:
-                partial.write_bytes(data)
-        written = self._listed.get(f"{folder}/{MARKER}")
-        if written is not None:
-            with suppress(FileNotFoundError):
-                os.utime(file, (written, written))
-        return marker
-
-    def _recall_marker(self, folder: str) -> Marker | None:
-        """The marker of a folder that was brought here before, unless another one was listed since."""
-        file = self.folder / folder / MARKER
-        try:
-            facts = file.stat()
-            written = self._listed.get(f"{folder}/{MARKER}", facts.st_mtime)
-            # Of disks that round times.
-            if abs(written - facts.st_mtime) > 0.001:
-                return None
-            return _read_marker_file(file, facts.st_mtime_ns, facts.st_size, facts.st_ino)
-        except (OSError, ValueError):
-            return None
 
     def _bring_files(self, files: Iterable[tuple[str, str, Marker]]) -> None:
         _do_at_once(lambda file: self.bring_file(*file), list(files))
 
     def _download(self, folder: str, name: str, facts: Published) -> None:
         file, key = self.folder / folder / name, facts.find(folder, name)
-        with self.cache.room(file, facts.bytes), self._aside(f"{folder}/{name}") as partial:
+        with self.cache.room(file, facts.bytes), self.copies.aside(f"{folder}/{name}") as partial:
             for attempt in range(1, _DOWNLOADS + 1):
                 try:
                     self.objects.download(key, partial)
                 except _NOT_THERE as error:
                     lost = f"{self.objects.url}/{folder}/{name} is lost, there is no object {key}"
                     raise Damaged(lost, folder) from error
-                if _is_whole(partial, facts):
+                if is_whole(partial, facts):
                     break
                 if attempt == _DOWNLOADS:
                     raise Damaged(f"{self.objects.url}/{folder}/{name} does not match its checksum", folder)
@@ -294,32 +243,10 @@ class Mirror:
 
     def _keep(self, folder: Path, key: str, data: bytes, marker: Marker) -> None:
         """Make what was just published the copy here."""
-        self._keep_marker(key, data)
+        self.copies.keep_marker(key, data)
         for name, facts in marker.items():
             with self.cache.room(self.folder / key / name, facts.bytes):
-                self._place(folder / name, f"{key}/{name}")
-
-    def _place(self, made: Path, key: str) -> None:
-        target = self.folder / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made.replace(target)
-
-    @contextmanager
-    def _aside(self, key: str) -> Iterator[Path]:
-        """Yield a path to write; at the end it becomes the copy of `key`."""
-        descriptor, name = tempfile.mkstemp(dir=self._make_partials())
-        os.close(descriptor)
-        partial = Path(name)
-        try:
-            yield partial
-            self._place(partial, key)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _make_partials(self) -> Path:
-        partials = self.folder / "partial"
-        partials.mkdir(parents=True, exist_ok=True)
-        return partials
+                self.copies.place(folder / name, f"{key}/{name}")
 
 
 def name_damaged(key: str) -> str:
@@ -331,19 +258,6 @@ def name_damaged(key: str) -> str:
 def _list_folders(key: str) -> list[PurePosixPath]:
     """The folders that may be published and hold a key, the innermost first: those directly in the store are kinds."""
     return [folder for folder in PurePosixPath(key).parents if len(folder.parts) > 1]
-
-
-def _is_whole(file: Path, facts: Published) -> bool:
-    """Whether a file is here with the bytes that were published."""
-    try:
-        return file.stat().st_size == facts.bytes and checksum(file) == facts.sha256
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-@lru_cache(maxsize=100_000)
-def _read_marker_file(file: Path, *_changed: int) -> Marker:
-    return read_marker(file.read_bytes())
 
 
 def _do_at_once(work: Callable[[Item], object], items: Iterable[Item]) -> None:

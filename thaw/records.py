@@ -20,7 +20,16 @@ SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
 def digest_of(*parts: Any) -> str:
     """The content address of JSON-ready parts: the first 16 digits of the SHA-256 of their canonical JSON."""
-    text = json.dumps([_METHOD, *parts], sort_keys=True, separators=(",", ":"), default=_jsonable)
+    return _digest(_METHOD, *parts)
+
+
+def is_digest_of(digest: str, *parts: Any) -> bool:
+    """Whether a digest is that of JSON-ready parts, by the method of this version or of one before."""
+    return any(_digest(method, *parts) == digest for method in range(_METHOD, 0, -1))
+
+
+def _digest(method: int, *parts: Any) -> str:
+    text = json.dumps([method, *parts], sort_keys=True, separators=(",", ":"), default=_jsonable)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

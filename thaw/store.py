@@ -82,7 +82,7 @@ class Store:
             with self._disk.writing():
                 damaged = self.mirror.bring_folders(["/".join(parts) for parts in folders], but)
             for key, error in damaged.items():
-                self._set_aside(self.folder(key), str(error), certain=True)
+                self.set_aside(self.folder(key), str(error), certain=True)
 
     def list(self, *parts: str) -> list[str]:
         """Names of what is published directly in a folder, the newest first."""
@@ -194,7 +194,7 @@ class Store:
             try:
                 there = self.mirror.find_marker(f"{kind}/{digest}")
             except Damaged as error:
-                self._set_aside(folder, str(error), certain=True)
+                self.set_aside(folder, str(error), certain=True)
                 return None
         else:
             there = (
@@ -205,7 +205,7 @@ class Store:
         found = self.read_file(folder / name, record) if name in there else None
         lost = [file for file in (name, *files) if file not in there]
         if found is None or lost:
-            self._set_aside(folder, f"it lacks {', '.join(lost or [name])}", certain=True)
+            self.set_aside(folder, f"it lacks {', '.join(lost or [name])}", certain=True)
             return None
         return found
 
@@ -283,15 +283,13 @@ class Store:
         if self.mirror and path.is_relative_to(self._root):
             self.mirror.upload(path)
 
-    def set_aside(self, path: Path, reason: str) -> None:
+    def set_aside(self, path: Path, reason: str, certain: bool = False) -> None:
         """Move a damaged file or folder out of the way, so that it is made again.
 
         In a store that is only looked at it stays where it is, for the run that makes it again. Where the store
-        lies in an object store, and only the copy here is damaged, that is brought anew instead.
+        lies in an object store, and it is not `certain` that the damage is there, it may be that only the copy here
+        is damaged: that is brought anew instead.
         """
-        self._set_aside(path, reason, certain=False)
-
-    def _set_aside(self, path: Path, reason: str, certain: bool) -> None:
         if self.looks_only:
             return
         what = path.relative_to(self._root).as_posix()
@@ -318,7 +316,7 @@ class Store:
                 return self.mirror.bring("/".join(parts))
             except Damaged as error:
                 damaged = error
-        self._set_aside(self.folder(damaged.folder), str(damaged), certain=True)
+        self.set_aside(self.folder(damaged.folder), str(damaged), certain=True)
         raise Damaged(f"{damaged}. It is made again by the command that made it.", damaged.folder)
 
     def _place(self, made: Path, target: Path) -> bool:
