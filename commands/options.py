@@ -79,7 +79,10 @@ def read_runner(text: str) -> Runner:
         if not equals:
             raise BadConfig(f"--runner takes KIND,KEY=VALUE,… such as dask,workers=2. Received: {text!r}.")
         settings[key.strip()] = value.strip()
-    return build_section(Runner, settings)
+    try:
+        return build_section(Runner, settings)
+    except BadConfig as error:
+        raise BadConfig(f"--runner {text}: {error}") from None
 
 
 def put_setting(settings: dict[str, Any], key: str, value: Any) -> None:

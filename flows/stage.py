@@ -1,13 +1,17 @@
 """One GPU stage of another run, on a worker of the GPU pool."""
 
+import os
+import socket
+
 from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect.states import Cancelled, Completed, Failed, State
 
 from flows.method import open_store
 
 # What may be asked for: importing a stage makes it known.
 from tasks import features, folds, prediction, release, search, training  # noqa: F401
-from tasks.calls import StageCall, answer_call
+from tasks.calls import Answer, StageCall, answer_call, publish_answer
+from tasks.pools import is_waited_for
 from tasks.stage import run_stages
 from thaw.errors import BadConfig, ThawError
 
@@ -19,6 +23,8 @@ def run_stage(call: str, store: str | None = None) -> State:
     Args:
         call: digest of the call, in `calls/` of the store.
     """
+    if not is_waited_for():
+        return Cancelled(message="the run that asked for it has ended")
     try:
         place = open_store(store)
         found = place.read("calls", call, StageCall)
@@ -29,6 +35,8 @@ def run_stage(call: str, store: str | None = None) -> State:
             )
         with run_stages():
             made = answer_call(found, place)
+        worker = os.environ.get("PREFECT__WORKER_NAME") or socket.gethostname()
+        publish_answer(found, Answer(made=made, worker=worker), place)
     except ThawError as error:
         return Failed(message=str(error), data=error)
     return Completed(name="Cached" if made.reused else "Completed", message=made.note)

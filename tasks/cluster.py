@@ -3,48 +3,86 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
 
-from tasks.calls import Answer, StageCall, answer_call, find_slip, publish_call, read_slip
+from tasks.attempts import Sight
+from tasks.calls import Answer, StageCall, answer_call
 from thaw.errors import MissingPackage, StageFailed, ThawError
 from thaw.runner import Runner
 from thaw.store import Store
 
-_POLL_SECONDS = 2.0
+_POLL_SECONDS, _LOOK_SECONDS = 2.0, 0.1
+# TensorFlow takes every core that it sees unless it is told otherwise.
+_TENSORFLOW_THREADS = "TF_NUM_INTRAOP_THREADS"
 
 
-class ClusterCrew:
-    """The workers of a Dask cluster. Dask itself gives what a lost worker had to another one."""
+class ClusterWorkers:
+    """The workers of a Dask cluster. Dask itself gives what a lost worker had to another one, some times."""
 
-    def __init__(self, runner: Any, store: Store):
-        self._runner, self._store = runner, store
+    def __init__(self, cluster: Any, store: Store):
+        self._cluster, self._store = cluster, store
+        self._warned = False
 
-    def run(
-        self, calls: Sequence[StageCall], watch: Callable[[int], None] = lambda rows: None
-    ) -> list[Answer]:
-        """As `tasks.calls.Crew` says."""
-        for call in calls:
-            publish_call(call, self._store)
-        futures = [
-            self._runner.submit(answer_on_cluster, {"call": call, "store": self._store.address})
-            for call in calls
-        ]
-        waiting = futures
+    def count_free(self, waiting: int, running: int) -> int:
+        """As `tasks.attempts.Workers` says: what waits behind a worker that is ill would wait with it."""
+        threads = sum(_ask(self._cluster.client.nthreads).values())
+        if not threads and not self._warned:
+            self._warned = True
+            get_run_logger().warning("the Dask cluster has no worker yet: portions wait for one")
+        return max(threads, 1) - waiting - running
+
+    def start(self, call: StageCall) -> Any:
+        """Submit a task.
+
+        Raises:
+            StageFailed: the scheduler is gone.
+        """
+        return _ask(self._cluster.submit, answer_on_cluster, {"call": call, "store": self._store.address})
+
+    def look(self, attempts: dict[Any, StageCall]) -> dict[Any, Sight]:
+        """What became of tasks.
+
+        Raises:
+            ThawError: one of them failed.
+        """
+        return {future: self._judge(future, call) for future, call in attempts.items()}
+
+    def stop(self, attempts: Iterable[Any], lost: bool = False) -> None:
+        """Take tasks back that have not begun; others end when they find their slip gone."""
+        for future in attempts:
+            future.wrapped_future.cancel()
+
+    def wait(self, attempts: Iterable[Any]) -> None:
+        """Until a task ends, or for as long as the store is left in peace."""
+        futures, until = [future.wrapped_future for future in attempts], time.monotonic() + _POLL_SECONDS
+        while time.monotonic() < until and not any(future.done() for future in futures):
+            time.sleep(_LOOK_SECONDS)
+
+    def close(self) -> None:
+        """Nothing is left to do."""
+
+    def _judge(self, future: Any, call: StageCall) -> Sight:
+        task_future = future.wrapped_future
+        if not task_future.done():
+            return Sight(state="given")
+        if task_future.cancelled() or task_future.status == "lost":
+            return Sight(state="lost", reason="the Dask cluster let go of it")
         try:
-            while waiting := [future for future in futures if not future.wrapped_future.done()]:
-                time.sleep(_POLL_SECONDS)
-                watch(sum(read_slip(find_slip(call, self._store)) for call in calls))
-            return [_read(future, call) for future, call in zip(futures, calls, strict=True)]
-        finally:
-            for future in waiting:
-                future.wrapped_future.cancel()
-            for call in calls:
-                find_slip(call, self._store).remove()
+            state = task_future.result()
+        except Exception as error:  # of Dask: its workers were lost time and again
+            raise StageFailed(f"'{call.title}' on the Dask cluster: {error}") from error
+        data = state.result(raise_on_failure=False)
+        if isinstance(data, Answer):
+            return Sight(state="answered", answer=data)
+        if isinstance(data, ThawError):
+            raise data
+        raise StageFailed(f"'{call.title}' on the Dask cluster ended as {state.name}: {state.message}")
 
 
 @contextmanager
@@ -63,23 +101,23 @@ def open_cluster(runner: Runner) -> Iterator[Any]:
             "runner 'dask' needs a package that is not installed: pip install 'thaw[dask]'"
         ) from error
     address = runner.address or dask.config.get("scheduler-address", None)
-    # TensorFlow shares its work out among threads itself; two stages in one process would share its seeds.
-    here = {
-        "n_workers": runner.workers or os.cpu_count() or 1,
-        "threads_per_worker": 1,
-        "silence_logs": logging.ERROR,
-    }
-    cluster = DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=here)
-    try:
-        with cluster as opened:
-            yield opened
-    except OSError as error:
-        where = f"the Dask scheduler at {address}" if address else "a Dask cluster on this machine"
-        raise StageFailed(f"{where} does not answer: {error}. Start it, or use runner 'local'.") from error
+    cluster = (
+        DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=_describe_here(runner))
+    )
+    with cluster as opened:
+        try:
+            # Connected to, or started, when it is first asked for.
+            opened.client  # noqa: B018
+        except OSError as error:
+            where = f"the Dask scheduler at {address}" if address else "a Dask cluster on this machine"
+            raise StageFailed(
+                f"{where} does not answer: {error}. Start it, or use runner 'local'."
+            ) from error
+        yield opened
 
 
 @task(name="portion", task_run_name="{call.title}", cache_policy=NO_CACHE, persist_result=False)
-def answer_on_cluster(call: StageCall, store: str) -> Answer:
+def answer_on_cluster(call: StageCall, store: str) -> Any:
     """Answer a call on whatever worker runs this."""
     from distributed import get_worker
 
@@ -90,18 +128,33 @@ def answer_on_cluster(call: StageCall, store: str) -> Answer:
     try:
         return Answer(made=answer_call(call, Store(store)), worker=f"{worker.name} at {worker.address}")
     except ThawError as error:
-        get_run_logger().error("%s", error)
-        raise
+        return Failed(message=str(error), data=error)
 
 
-def _read(future: Any, call: StageCall) -> Answer:
+def _describe_here(runner: Runner) -> dict[str, Any]:
+    """A cluster on this machine, whose workers share the cores out."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = runner.workers or cores
+    threads = os.environ.get(_TENSORFLOW_THREADS) or str(max(1, cores // workers))
+    return {
+        "n_workers": workers,
+        # TensorFlow shares its work out among threads itself; two stages in one process would share its seeds.
+        "threads_per_worker": 1,
+        "silence_logs": logging.ERROR,
+        "env": {_TENSORFLOW_THREADS: threads},
+    }
+
+
+def _ask(ask: Any, *args: Any) -> Any:
+    """What the Dask scheduler answers.
+
+    Raises:
+        StageFailed: it is gone.
+    """
     try:
-        state = future.wrapped_future.result()
-    except Exception as error:  # of Dask: the worker was lost time and again
-        raise StageFailed(f"'{call.title}' on the Dask cluster: {error}") from error
-    data = state.result(raise_on_failure=False)
-    if isinstance(data, Answer):
-        return data
-    if isinstance(data, ThawError):
-        raise data
-    raise StageFailed(f"'{call.title}' on the Dask cluster ended as {state.name}: {state.message}")
+        return ask(*args)
+    except Exception as error:
+        raise StageFailed(
+            f"the Dask cluster does not answer any more ({error or type(error).__name__}). What its workers published "
+            "stays: run the same command again."
+        ) from error

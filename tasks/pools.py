@@ -1,243 +1,206 @@
 """Answer calls on GPU workers: each is a child run of deployment `stage/gpu`, on any machine that sees the store."""
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import count
 from typing import Any
 from uuid import UUID
 
 import httpx
 from prefect import get_client, get_run_logger
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+)
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling
 
-from tasks.calls import Answer, StageCall, find_slip, publish_call, read_answer, read_slip
+from tasks.attempts import Sight
+from tasks.calls import StageCall, read_answer
 from thaw.errors import NoDeployment, StageFailed
-from thaw.runner import Runner
 from thaw.store import Store
 
 DEPLOYMENT, POOL = "stage/gpu", "thaw-gpu"
 
-# A GPU worker that crashed costs what it had not published; a third one that does is no accident.
-_ATTEMPTS = 3
-# Prefect ends a worker of limit 1 that is given work within two seconds of a crash.
-_PAUSE_SECONDS = 10
 _POLL_SECONDS = 2
-_MOST_OUTAGES = 30
+_OUTAGE_SECONDS, _MOST_OUTAGES = 10, 30
 _ASKED_AT_ONCE = 200
-# Of portions alike, one that takes so many times as long as the others has a worker that is ill.
-_STRAGGLES = 3.0
+# So many wait for a worker at a time: workers are never idle, and those of other runs get their turn.
+_MOST_WAITING = 16
+# A worker cancels a run within some 5 s. One that was not heard of may be there all the same.
+_CANCEL_SECONDS = 15
 
 
-@dataclass
-class _Attempt:
-    """A child run that works on a call. `heard` is when it last told something new, by this process's clock."""
-
-    call: StageCall
-    run: UUID
-    done: int = 0
-    heard: float = 0.0
-    started: float | None = None
-    ended: bool = False
-
-
-@dataclass
-class _Job:
-    """A call, and the child runs that it was given to. It may be tried again from `not_before` on."""
-
-    call: StageCall
-    attempts: list[_Attempt] = field(default_factory=list)
-    answer: Answer | None = None
-    seconds: float = 0.0
-    not_before: float = 0.0
-
-    @property
-    def alive(self) -> list[_Attempt]:
-        return [attempt for attempt in self.attempts if not attempt.ended]
-
-    @property
-    def done(self) -> int:
-        return max((attempt.done for attempt in self.attempts), default=0)
-
-
-class PoolCrew:
+class PoolWorkers:
     """The workers of the GPU pool."""
 
-    def __init__(self, store: Store, runner: Runner):
-        self._store, self._runner = store, runner
-        self._queue: str | None = None
+    def __init__(self, store: Store, title: str):
+        """See that there is such a pool.
 
-    def run(
-        self, calls: Sequence[StageCall], watch: Callable[[int], None] = lambda rows: None
-    ) -> list[Answer]:
-        """As `tasks.calls.Crew` says.
+        Args:
+            title: of what they are to do.
 
         Raises:
             NoDeployment: the server has no deployment `stage/gpu`.
         """
-        _outlast_outages(self._find_pool, calls)
-        jobs = [_Job(call=call) for call in calls]
-        try:
-            for job in jobs:
-                self._start(job)
-            while unfinished := [job for job in jobs if job.answer is None]:
-                time.sleep(_POLL_SECONDS)
-                for job, runs in zip(unfinished, self._read(unfinished), strict=True):
-                    self._look_at(job, runs)
-                self._help_out(jobs)
-                watch(sum(job.done for job in jobs))
-        finally:
-            # Whatever ends this run, nobody works on for it.
-            self._cancel([attempt for job in jobs for attempt in job.alive])
-            for attempt in (attempt for job in jobs for attempt in job.attempts):
-                find_slip(attempt.call, self._store).remove()
-        return [job.answer for job in jobs if job.answer]
+        self._store = store
+        self._queue = _outlast_outages(_find_queue, title)
+        # Runs of which nothing was heard, and until when they may cancel themselves.
+        self._leaving: dict[UUID, float] = {}
 
-    def _find_pool(self, calls: Sequence[StageCall]) -> None:
-        with get_client(sync_client=True) as client:
-            self._queue = client.read_flow_run(flow_run.get_id()).work_queue_name
-            try:
-                client.read_deployment_by_name(DEPLOYMENT)
-                pool = client.read_work_pool(POOL)
-            except ObjectNotFound as error:
-                raise NoDeployment(
-                    f"the Prefect server has no deployment {DEPLOYMENT} on a pool {POOL}, which runner 'pools' "
-                    "hands GPU stages to. Make both with `thaw up`, or see deployments/README.md; or use runner "
-                    "'local'."
-                ) from error
-        if pool.status != "READY":
-            get_run_logger().warning(
-                "no worker of pool %s is online: '%s' waits for one. Start it with `thaw up`, or with "
-                "`prefect worker start --pool %s`.",
-                *(POOL, calls[0].title, POOL),
-            )
+    def count_free(self, waiting: int, running: int) -> int:
+        """As `tasks.attempts.Workers` says. How many workers there are nobody knows."""
+        return _MOST_WAITING - waiting
 
-    def _start(self, job: _Job, **arguments: Any) -> None:
-        """Give a call to a worker, with further arguments where one has it already."""
-        call = job.call.add(**arguments)
-        publish_call(call, self._store)
-        number = len(job.attempts) + 1
+    def start(self, call: StageCall) -> UUID:
+        """Start a child run."""
 
         def start() -> FlowRun:
             return run_deployment(
                 DEPLOYMENT,
                 parameters={"call": call.digest, "store": self._store.address},
                 flow_run_name=call.title,
-                # What is asked for again finds its child; a run that is tried again starts another.
-                idempotency_key=f"{flow_run.get_id()}-{flow_run.get_run_count()}-{call.digest}-{number}",
+                # Asked again, since the server was away, it does not start another.
+                idempotency_key=f"{flow_run.get_id()}-{call.digest}",
                 work_queue_name=self._queue,
                 timeout=0,
             )
 
-        job.attempts.append(_Attempt(call=call, run=_outlast_outages(start).id))
+        return _outlast_outages(start).id
 
-    def _read(self, jobs: Sequence[_Job]) -> list[dict[UUID, FlowRun]]:
-        """The child runs of each job, as they are."""
-        ids = [attempt.run for job in jobs for attempt in job.alive]
-        found: dict[UUID, FlowRun] = {}
+    def look(self, attempts: dict[UUID, StageCall]) -> dict[UUID, Sight]:
+        """What the server says of child runs.
 
-        def read() -> None:
-            with get_client(sync_client=True) as client:
-                for start in range(0, len(ids), _ASKED_AT_ONCE):
-                    these = FlowRunFilter(id=FlowRunFilterId(any_=ids[start : start + _ASKED_AT_ONCE]))
-                    found.update({run.id: run for run in client.read_flow_runs(flow_run_filter=these)})
+        Raises:
+            StageFailed: one of them failed, or was cancelled.
+        """
+        found = _outlast_outages(_read_runs, list(attempts))
+        return {run: self._judge(found.get(run), call) for run, call in attempts.items()}
 
-        _outlast_outages(read)
-        return [{each.run: found[each.run] for each in job.alive if each.run in found} for job in jobs]
+    def stop(self, attempts: Iterable[UUID], lost: bool = False) -> None:
+        """Cancel child runs. What they have published stays."""
+        for run in attempts:
+            _outlast_outages(_set_state, run, Cancelling(message="nobody waits for it any more"))
+            if lost:
+                self._leaving[run] = time.monotonic() + _CANCEL_SECONDS
 
-    def _look_at(self, job: _Job, runs: dict[UUID, FlowRun]) -> None:
-        now = time.monotonic()
-        for attempt in job.alive:
-            run = runs.get(attempt.run)
-            if run is None or run.state is None:
-                continue
-            if run.state.is_completed():
-                attempt.ended = True
-                made = read_answer(attempt.call, self._store)
-                worker = run.labels.get("prefect.worker.name") or run.infrastructure_pid or run.name
-                job.answer = Answer(made=made, worker=str(worker))
-                job.seconds = now - (attempt.started or now)
-                self._cancel(job.alive)
-                return
-            if run.state.is_crashed():
-                attempt.ended = True
-                job.not_before = now + _PAUSE_SECONDS
-                get_run_logger().warning("'%s' crashed on its worker (%s)", job.call.title, run.state.message)
-            elif run.state.is_final():
-                raise StageFailed(
-                    f"'{job.call.title}' on pool {POOL} ended as {run.state.name}: {run.state.message}"
-                )
-            elif run.state.is_running() or run.state.is_pending():
-                done = read_slip(find_slip(attempt.call, self._store))
-                if attempt.started is None or done != attempt.done:
-                    attempt.started = attempt.started or now
-                    attempt.done, attempt.heard = done, now
-        if not job.alive and now >= job.not_before:
-            if len(job.attempts) >= _ATTEMPTS:
-                raise StageFailed(
-                    f"'{job.call.title}' on pool {POOL} ended as Crashed {len(job.attempts)} times. What its workers "
-                    "published stays: see their logs, then run the same command again."
-                )
-            self._start(job)
+    def wait(self, attempts: Iterable[UUID]) -> None:
+        """For as long as the server is left in peace."""
+        time.sleep(_POLL_SECONDS)
 
-    def _help_out(self, jobs: Sequence[_Job]) -> None:
-        """Give what nothing is heard of, or what takes much longer than the rest, to a second worker."""
-        now = time.monotonic()
-        took = [job.seconds for job in jobs if job.answer]
-        usual = statistics.median(took) if took else None
-        for job in jobs:
-            if job.answer or len(job.alive) != 1 or len(job.attempts) >= _ATTEMPTS:
-                continue
-            (attempt,) = job.alive
-            if attempt.started is None:
-                continue
-            silent = now - attempt.heard > self._runner.stalled_seconds
-            slow = usual is not None and now - attempt.started > _STRAGGLES * max(usual, _PAUSE_SECONDS)
-            if silent or slow:
-                get_run_logger().warning(
-                    "'%s' is %s: another worker gets it as well",
-                    *(job.call.title, "not heard of" if silent else "slower than the rest"),
-                )
-                # From the other end, where the work can be shared: the two meet.
-                self._start(job, **({"backwards": True} if job.call.can_be_shared else {}))
+    def close(self) -> None:
+        """See that what nobody was there to cancel does not count as running for ever."""
+        while self._leaving:
+            runs = _outlast_outages(_read_runs, list(self._leaving))
+            now = time.monotonic()
+            for run, until in list(self._leaving.items()):
+                if run not in runs or runs[run].state.is_final():
+                    del self._leaving[run]
+                elif now > until:
+                    message = "nobody waits for it any more, and no worker was there to cancel it"
+                    _outlast_outages(_set_state, run, Cancelled(message=message), force=True)
+                    del self._leaving[run]
+            if self._leaving:
+                time.sleep(_POLL_SECONDS)
 
-    def _cancel(self, attempts: Sequence[_Attempt]) -> None:
-        now = time.monotonic()
-        for attempt in attempts:
-            attempt.ended = True
-            lost = attempt.started is not None and now - attempt.heard > self._runner.stalled_seconds
-            # A worker that is not there any more can't cancel anything.
-            state = Cancelled if lost else Cancelling
-            _outlast_outages(lambda run=attempt.run, state=state: _set_state(run, state))
+    def _judge(self, run: FlowRun | None, call: StageCall) -> Sight:
+        if run is None or run.state is None:
+            return Sight(state="lost", reason="the server does not know the run any more")
+        state = run.state
+        if state.is_completed():
+            return Sight(state="answered", answer=read_answer(call, self._store))
+        if state.is_crashed():
+            return Sight(state="lost", reason=f"crashed on its worker: {state.message}")
+        if state.is_final():
+            raise StageFailed(f"'{call.title}' on pool {POOL} ended as {state.name}: {state.message}")
+        return Sight(state="running" if state.is_running() or state.is_pending() else "waiting")
 
 
 def cancel_children(flow: Any, flow_run: Any, state: Any) -> None:
-    """Cancel what a cancelled run handed to GPU workers. What those have published stays."""
+    """Cancel what a run handed to GPU workers. What those have published stays."""
     children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
     with get_client(sync_client=True) as client:
-        for child in client.read_flow_runs(flow_run_filter=children):
-            if not child.state.is_final():
-                client.set_flow_run_state(child.id, Cancelling(message="the run it works for was cancelled"))
+        # The server shows so many at a time.
+        for start in count(0, _ASKED_AT_ONCE):
+            some = client.read_flow_runs(flow_run_filter=children, limit=_ASKED_AT_ONCE, offset=start)
+            for child in some:
+                if not child.state.is_final():
+                    client.set_flow_run_state(
+                        child.id, Cancelling(message="the run it works for was cancelled")
+                    )
+            if len(some) < _ASKED_AT_ONCE:
+                return
 
 
-def _set_state(run: UUID, state: Callable[..., Any]) -> None:
+def cancel_earlier_children() -> None:
+    """Cancel what this run handed out before it was killed and started again."""
+    if flow_run.get_run_count() > 1:
+        with get_client(sync_client=True) as client:
+            this = client.read_flow_run(flow_run.get_id())
+        cancel_children(None, this, None)
+
+
+def is_waited_for() -> bool:
+    """Whether the run that this one is a child of goes on."""
+    parent = flow_run.get_parent_flow_run_id()
+    if not parent:
+        return True
+    asking = _outlast_outages(_read_runs, [UUID(parent)]).get(UUID(parent))
+    return asking is not None and not (asking.state and asking.state.is_final())
+
+
+def _find_queue(title: str) -> str | None:
+    """The queue of this run, where its child runs wait as well, once the pool is there."""
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(
-            run, state(message="nobody waits for it any more"), force=state is Cancelled
+        queue = client.read_flow_run(flow_run.get_id()).work_queue_name
+        try:
+            client.read_deployment_by_name(DEPLOYMENT)
+            pool = client.read_work_pool(POOL)
+        except ObjectNotFound as error:
+            raise NoDeployment(
+                f"the Prefect server has no deployment {DEPLOYMENT} on a pool {POOL}, which runner 'pools' "
+                "hands GPU stages to. Make both with `thaw up`, or see deployments/README.md; or use runner "
+                "'local'."
+            ) from error
+    if pool.status != "READY":
+        get_run_logger().warning(
+            "no worker of pool %s is online: '%s' waits for one. Start it with `thaw up`, or with "
+            "`prefect worker start --pool %s`.",
+            *(POOL, title, POOL),
         )
+    return queue
 
 
-def _outlast_outages(ask: Callable[..., Any], *args: Any) -> Any:
-    """What the server answers, asked again where it was away for a while."""
+def _read_runs(runs: list[UUID]) -> dict[UUID, FlowRun]:
+    found: dict[UUID, FlowRun] = {}
+    with get_client(sync_client=True) as client:
+        for start in range(0, len(runs), _ASKED_AT_ONCE):
+            these = FlowRunFilter(id=FlowRunFilterId(any_=runs[start : start + _ASKED_AT_ONCE]))
+            found.update({run.id: run for run in client.read_flow_runs(flow_run_filter=these)})
+    return found
+
+
+def _set_state(run: UUID, state: State, force: bool = False) -> None:
+    with get_client(sync_client=True) as client, suppress(ObjectNotFound):
+        client.set_flow_run_state(run, state, force=force)
+
+
+def _outlast_outages(ask: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the server answers, asked again where it was away, or in trouble, for a while."""
     for _ in range(_MOST_OUTAGES):
         try:
-            return ask(*args)
+            return ask(*args, **options)
         except httpx.TransportError as error:
-            get_run_logger().warning("the Prefect server is away (%s)", error or type(error).__name__)
-            time.sleep(_PAUSE_SECONDS)
-    return ask(*args)
+            trouble = f"is away ({error or type(error).__name__})"
+        except httpx.HTTPStatusError as error:
+            if not error.response.is_server_error:
+                raise
+            trouble = f"is in trouble (status {error.response.status_code})"
+        get_run_logger().warning("the Prefect server %s", trouble)
+        time.sleep(_OUTAGE_SECONDS)
+    return ask(*args, **options)

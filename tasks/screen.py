@@ -88,20 +88,38 @@ def announce_drift(labelled: Labelled) -> None:
 
 
 class ProgressArtifacts:
-    """Shows long work in the Prefect UI, one progress artifact per label."""
+    """Shows long work in the Prefect UI, one progress artifact per label, with its rate and the time left."""
 
     def __init__(self) -> None:
         self._artifacts: dict[str, Any] = {}
-        self._started = self._updated = time.monotonic()
+        # When a label was first heard of, and how much was done by then.
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._updated = time.monotonic()
 
     def __call__(self, label: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
+        started, before = self._begun.setdefault(label, (now, done))
         if now - self._updated < _ARTIFACT_SECONDS and not (done == total and label in self._artifacts):
             return
         self._updated = now
-        percent = 100 * done / total
+        rate = (done - before) / (now - started) if now > started else 0.0
+        shown = {"progress": 100 * done / total, "description": f"{label}: {say_pace(done, total, rate)}"}
         if label not in self._artifacts:
-            description = f"{label}: {total} in all"
-            self._artifacts[label] = show(create_progress_artifact, progress=percent, description=description)
+            self._artifacts[label] = show(create_progress_artifact, **shown)
         elif self._artifacts[label]:
-            show(update_progress_artifact, self._artifacts[label], progress=percent)
+            show(update_progress_artifact, self._artifacts[label], **shown)
+
+
+def say_pace(done: int, total: int, per_second: float) -> str:
+    """How far work is, how fast it goes, and how long it will take: '1,234 of 4,000, 29 a second, 2 min left'."""
+    said = f"{done:,} of {total:,}"
+    if per_second <= 0:
+        return said
+    said += f", {per_second:,.0f} a second" if per_second >= 10 else f", {per_second:.2g} a second"
+    if done >= total:
+        return said
+    seconds = (total - done) / per_second
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{said}, {seconds / length:.0f} {unit} left"
+    return f"{said}, {seconds:.0f} s left"

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from prefect.artifacts import create_table_artifact
 
-from tasks.calls import Answer, Crew, make_call
-from tasks.cluster import ClusterCrew, open_cluster
-from tasks.pools import PoolCrew
+from tasks.attempts import Crew
+from tasks.calls import Answer, make_call
+from tasks.cluster import ClusterWorkers, open_cluster
+from tasks.pools import PoolWorkers, cancel_earlier_children
 from tasks.screen import show
 from thaw.claims import claim
 from thaw.errors import NotPublished
@@ -46,17 +47,19 @@ def run_shared(
     except NotPublished:
         pass
     with claim(store, "portions", request.digest):
-        crew = crews.open(store)
+        crew = crews.open(store, title)
         limits = {"images": crews.runner.portion_images, "megabytes": crews.runner.portion_megabytes}
-        (begun,) = crew.run(
-            [make_call(sharing.begin, title, {"request": request, **limits})], lambda rows: None
-        )
+        (begun,) = crew.run([make_call(sharing.begin, title, {"request": request, **limits})])
         plan = begun.made.value
         computed = plan.computed
         if plan.portions:
             calls = [
                 make_call(
-                    sharing.work, f"{title}: {portion.title}", {"request": plan.request, "portion": portion}
+                    sharing.work,
+                    f"{title}: {portion.title}",
+                    {"request": plan.request, "portion": portion},
+                    rows_before=portion.rows - portion.missing,
+                    rows=portion.rows,
                 )
                 for portion in plan.portions
             ]
@@ -82,6 +85,7 @@ class Crews:
         self.runner = runner
         self._engaged = ExitStack()
         self._cluster: Any = None
+        self._begun = False
 
     def __enter__(self) -> Self:
         return self
@@ -89,12 +93,20 @@ class Crews:
     def __exit__(self, *_: object) -> None:
         self._engaged.close()
 
-    def open(self, store: Store) -> Crew:
-        """Workers that see a store."""
+    def open(self, store: Store, title: str) -> Crew:
+        """Workers that see a store, for work of this title.
+
+        Raises:
+            NoDeployment: there is no pool of them.
+            StageFailed: there is no cluster.
+        """
         if self.runner.kind == "pools":
-            return PoolCrew(store, self.runner)
+            if not self._begun:
+                cancel_earlier_children()
+            self._begun = True
+            return Crew(PoolWorkers(store, title), store, self.runner.stalled_seconds)
         self._cluster = self._cluster or self._engaged.enter_context(open_cluster(self.runner))
-        return ClusterCrew(self._cluster, store)
+        return Crew(ClusterWorkers(self._cluster, store), store, self.runner.stalled_seconds)
 
 
 def _follow(advance: Callable[..., None], begun: int) -> Callable[[int], None]:

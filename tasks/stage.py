@@ -145,7 +145,7 @@ def _make_elsewhere(
     try:
         return function(**given, store=store.looking())
     except NotPublished:
-        (answer,) = crews.open(store).run([make_call(function, title, given)])
+        (answer,) = crews.open(store, title).run([make_call(function, title, given)])
         return answer.made
 
 

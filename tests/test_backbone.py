@@ -1,5 +1,6 @@
 """The backbone: found, checked and cut; prefix and suffix together are the uncut model."""
 
+import shutil
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ from thaw.config import BackboneConfig
 from thaw.cuts import split_model
 from thaw.device import prepare_keras
 from thaw.errors import BadCut, BadWeights
+from thaw.mini import DRAWINGS_WEIGHTS
 from thaw.records import Backbone
 from thaw.store import Store
 
@@ -88,9 +90,31 @@ def test_missing_weights_name_the_ways_to_supply_them(tmp_path: Path):
     assert "imagenet" in message
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path: Path, mini: Backbone):
-    message = refuse(BackboneConfig(weights=mini.weights), tmp_path)
+def test_weights_of_another_architecture_are_refused(tmp_path: Path):
+    message = refuse(BackboneConfig(weights=str(DRAWINGS_WEIGHTS)), tmp_path)
     assert "does not hold weights of vgg16" in message
+
+
+def test_a_file_of_weights_goes_with_a_store_that_other_machines_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "cache"))
+    store = Store(f"memory://{tmp_path.name}")
+    file = Path(shutil.copy(DRAWINGS_WEIGHTS, tmp_path / "mine.weights.h5"))
+    config = MINI.model_copy(update={"weights": str(file)})
+    first, again = load_backbone(config, store).value, load_backbone(config, store).value
+    file.unlink()
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "another"))
+    elsewhere, here = (
+        build_backbone(one, 48)(some_pixels()) for one in (first, load_backbone(MINI, store).value)
+    )
+    np.testing.assert_array_equal(np.asarray(elsewhere), np.asarray(here))
+    assert first == again
+    assert first.weights.startswith(f"{store.address}/weights/")
+    store.discard("weights")
+    monkeypatch.setenv("THAW_CACHE", str(tmp_path / "third"))
+    with pytest.raises(BadWeights, match="no weights at memory://.* any more"):
+        build_backbone(first, 48)
 
 
 def test_a_corrupt_weights_file_is_refused(tmp_path: Path):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from thaw.config import NO_BACKBONE, WEIGHTS, BackboneConfig
 from thaw.cuts import Cut, find_cuts, find_stages, resolve_cut
 from thaw.device import dtype_policy, prepare_keras
 from thaw.errors import BadCut, BadWeights, ThawError
+from thaw.location import Url, parse_source
 from thaw.mini import DRAWINGS_WEIGHTS
 from thaw.records import PIXELS, Backbone, Made, digest_of
 from thaw.store import Store
@@ -44,11 +46,12 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
             *(config.preprocessing, config.name, preprocessing),
         )
         preprocessing = config.preprocessing
-    file = _hash_file(Path(source)) if source not in WEIGHTS else source
+    path = DRAWINGS_WEIGHTS if source == "drawings" else Path(source)
+    file = source if source in ("imagenet", "random") else _hash_file(path)
     address = digest_of(config.name, file, preprocessing)
     known = store.read("backbones", address, Backbone)
     if known:
-        here = dataclasses.replace(known, origin=config.weights, weights=source)
+        here = dataclasses.replace(known, origin=config.weights, weights=_share(source, file, store))
         return Made(value=here, reused=True, note=f"weights {known.weights_sha256[:12]}")
     backbone = Backbone(
         name=config.name,
@@ -64,6 +67,7 @@ def load_backbone(config: BackboneConfig, store: Store) -> Made[Backbone]:
     cuts = find_cuts(model)
     backbone = dataclasses.replace(
         backbone,
+        weights=_share(source, file, store),
         weights_sha256="random" if source == "random" else _hash_weights(model),
         layers=tuple(layer.name for layer in model.layers),
         cuts=tuple(cut.name for cut in cuts),
@@ -92,8 +96,9 @@ def build_backbone(backbone: Backbone, image_size_pixels: int, precision: str = 
             return _build_imagenet(backbone.name, shape)
         model = build_architecture(backbone.name, shape)
     if backbone.weights != "random":
+        file = _find_file(backbone.weights)
         try:
-            model.load_weights(backbone.weights)
+            model.load_weights(file)
         except Exception as error:
             raise BadWeights(
                 f"{backbone.weights} does not hold weights of {backbone.name} without its top: "
@@ -163,10 +168,10 @@ def _limit_waiting() -> Iterator[None]:
 
 
 def _find_weights(config: BackboneConfig) -> str:
-    """The path of the weights' file; or imagenet, or random."""
+    """The path of the weights' file, or the name of weights that every machine has of its own."""
     published = ARCHITECTURES[config.name].published
     if config.weights in ("random", published):
-        return str(DRAWINGS_WEIGHTS) if config.weights == "drawings" else config.weights
+        return config.weights
     if config.weights in WEIGHTS:
         raise BadWeights(
             f"there are no '{config.weights}' weights of {config.name}. "
@@ -176,6 +181,39 @@ def _find_weights(config: BackboneConfig) -> str:
     if not path.is_file():
         raise BadWeights(f"no weights at {path}. Give the path of a weights file, '{published}' or 'random'.")
     return str(path.absolute())
+
+
+def _share(source: str, sha256: str, store: Store) -> str:
+    """Where whoever sees the store finds weights: a file is copied to it where that is an object store."""
+    if source in WEIGHTS or not store.mirror or store.looks_only:
+        return source
+    # Keras reads a file by what its name ends in.
+    name = Path(source).name
+    place = ("weights", digest_of(sha256, name))
+    if not store.is_published(*place):
+        with store.publish_folder(*place) as partial:
+            shutil.copyfile(source, partial / name)
+    return f"{store.address}/{'/'.join(place)}/{name}"
+
+
+def _find_file(weights: str) -> Path:
+    """The weights' file on this machine; one in an object store is brought.
+
+    Raises:
+        BadWeights: it is not there any more.
+    """
+    if weights == "drawings":
+        return DRAWINGS_WEIGHTS
+    source = parse_source(weights)
+    if not isinstance(source, Url):
+        return source
+    root, *place = source.rsplit("/", 3)
+    file = Store(Url(root)).fetch(*place)
+    if not file.is_file():
+        raise BadWeights(
+            f"no weights at {weights} any more. Run again where their file is, which puts it there."
+        )
+    return file
 
 
 def _hash_weights(model: Any) -> str:

@@ -69,7 +69,7 @@ def plan_portions(
 ) -> Made[PortionPlan[FeatureRequest]]:
     """Share out the rows that are missing: at most so many images a portion, and so many 10^6 bytes of features.
 
-    Portions are as large as each other, and end where shards do.
+    Portions are about as large as each other, and end where shards do, unless they are smaller than one.
 
     Raises:
         As `cache_features` does.
@@ -80,6 +80,9 @@ def plan_portions(
     parts, cuts = list_parts(request, read_split(request, store), store), request.cuts
     portions: list[Portion] = []
     for number, part in enumerate(parts):
+        # Fresh views are drawn when they are trained on.
+        if not len(part):
+            continue
         views = len(part.views)
         packed = pack_keys((row.sha256, view) for row in part.images for view in part.views)
         held = np.array(
@@ -148,9 +151,11 @@ def report_portion(computed: int, portion: Portion, started: float) -> PortionRe
 def _count_images(request: FeatureRequest, incomplete: int, views: int, images: int, megabytes: int) -> int:
     """How many images a portion has, of so many in all: within both limits where that is possible."""
     fitting = max(1, min(images, int(megabytes * 1e6 / (_measure_row_bytes(request) * views))))
+    whole = max(1, SHARD_ROWS // views)
+    if fitting >= whole:
+        fitting -= fitting % whole
     portions = min(math.ceil(incomplete / fitting), _MOST_PORTIONS)
     even = math.ceil(incomplete / portions)
-    whole = max(1, SHARD_ROWS // views)
     rounded = math.ceil(even / whole) * whole
     return rounded if rounded <= fitting else even
 

@@ -143,7 +143,8 @@ class Split(Record):
 class Backbone(Record):
     """A backbone that was built and loaded once: its weights, and where it can be cut.
 
-    `origin` is what the weights were asked for by, `weights` the file they are read from, or `random`.
+    `origin` is what the weights were asked for by, `weights` the path or URL of their file, or their name where
+    every machine has them of its own.
     `layers` are all of its layers, as Keras counts them; `cuts` those after which it can be split, and
     `stages` the cuts that end a stage: there features cost least to keep. A backbone of no layers has the
     one cut `pixels`.

@@ -1,7 +1,7 @@
 """Where the stages of a run are computed: a setting of the run, of which no result knows."""
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -27,11 +27,23 @@ class Runner(Section):
         None, ge=1, description="Of a Dask cluster on this machine; as many as Dask thinks right, when empty."
     )
     portion_images: int = Field(2048, ge=1, description="A worker is given at most so many images at a time.")
-    portion_megabytes: int = Field(512, ge=1, description="And at most so much to compute.")
-
+    portion_megabytes: int = Field(512, ge=1, description="And at most so many 10^6 bytes of features.")
     stalled_seconds: int = Field(
         120, ge=1, description="What a worker says nothing about for so long is given to another one as well."
     )
+
+    @model_validator(mode="after")
+    def _check_settings_of_dask(self) -> Self:
+        if self.address and self.kind != "dask":
+            raise ValueError(
+                f"only runner 'dask' has an address. Received: {self.address!r} for {self.kind!r}."
+            )
+        if self.workers and (self.address or self.kind != "dask"):
+            raise ValueError(
+                "only a Dask cluster on this machine has workers to be started by a runner. "
+                f"Received: {self.workers} for {self.address or self.kind!r}."
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,218 @@
+"""Give calls to workers: again where one is lost, and to a second one where nothing is heard of the first."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+from prefect import get_run_logger
+
+from tasks.calls import Answer, StageCall, discard_call, publish_call, read_progress
+from thaw.errors import StageFailed, StoreUnreachable
+from thaw.store import Store
+
+# A worker that is lost costs what it had not published; a third one that is lost is no accident.
+_ATTEMPTS = 3
+# Prefect ends a worker of limit 1 that is given work within two seconds of a crash.
+_PAUSE_SECONDS = 10
+# Of portions alike, one that takes so many times as long as the others has a worker that is ill.
+_STRAGGLES = 3.0
+_READERS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """What is seen of an attempt: it waits for a worker, has one, is answered, or lost its worker.
+
+    One that is `given` has a worker once there is a slip.
+    """
+
+    state: Literal["waiting", "given", "running", "answered", "lost"]
+    reason: str = ""
+    answer: Answer | None = None
+
+
+class Workers(Protocol):
+    """Whoever answers calls, several at once. What they know an attempt by is their own."""
+
+    def count_free(self, waiting: int, running: int) -> int:
+        """How many more calls they can be given, while so many wait for a worker or have one."""
+
+    def start(self, call: StageCall) -> Any:
+        """Give a published call to a worker, as soon as one is free; returns what it is known by."""
+
+    def look(self, attempts: dict[Any, StageCall]) -> dict[Any, Sight]:
+        """What is seen of each of these attempts.
+
+        Raises:
+            ThawError: one of them failed.
+        """
+
+    def stop(self, attempts: Iterable[Any], lost: bool = False) -> None:
+        """Let nobody work on these any more; `lost` are those of which nothing was heard."""
+
+    def wait(self, attempts: Iterable[Any]) -> None:
+        """Until something may have happened to these attempts, for a few seconds."""
+
+    def close(self) -> None:
+        """See what was stopped to its end."""
+
+
+@dataclass
+class _Attempt:
+    """One worker's go at a call. `heard` is when it last told something new, by this process's clock."""
+
+    call: StageCall
+    known_by: Any
+    done: int = 0
+    started: float | None = None
+    heard: float = 0.0
+
+
+@dataclass
+class _Job:
+    """A call, and the attempts at it that are not over. It may be tried again from `not_before` on."""
+
+    call: StageCall
+    attempts: list[_Attempt] = field(default_factory=list)
+    tried: int = 0
+    done: int = 0
+    answer: Answer | None = None
+    seconds: float = 0.0
+    not_before: float = 0.0
+
+
+class Crew:
+    """Workers that see a store, and what they were given."""
+
+    def __init__(self, workers: Workers, store: Store, stalled_seconds: float):
+        self._workers, self._store, self._stalled_seconds = workers, store, stalled_seconds
+
+    def run(
+        self, calls: Sequence[StageCall], watch: Callable[[int], None] = lambda rows: None
+    ) -> list[Answer]:
+        """The answers, in the order of the calls.
+
+        A call whose worker is lost is given to another one, and so is one that nothing is heard of.
+
+        Args:
+            watch: told now and then how many rows are done, of all calls together.
+
+        Raises:
+            StageFailed: a call lost its worker time and again.
+            ThawError: a call failed; the others are stopped.
+        """
+        asker = uuid4().hex
+        jobs = [_Job(call=replace(call, asker=asker), done=call.rows_before) for call in calls]
+        with closing(self._workers), ThreadPoolExecutor(_READERS) as readers:
+            try:
+                while unfinished := [job for job in jobs if job.answer is None]:
+                    self._hand_out(jobs, unfinished)
+                    self._workers.wait([attempt.known_by for job in unfinished for attempt in job.attempts])
+                    self._look(unfinished, readers)
+                    watch(sum(job.done for job in jobs))
+            finally:
+                # Whatever ends this run, nobody works on for it.
+                self._stop([attempt for job in jobs for attempt in job.attempts])
+        return [job.answer for job in jobs if job.answer]
+
+    def _hand_out(self, jobs: Sequence[_Job], unfinished: Sequence[_Job]) -> None:
+        """Give out what nobody works on, and what is in bad hands to a second worker, as far as workers are free."""
+        now = time.monotonic()
+        attempts = [attempt for job in unfinished for attempt in job.attempts]
+        running = sum(attempt.started is not None for attempt in attempts)
+        free = self._workers.count_free(len(attempts) - running, running)
+        took = [job.seconds for job in jobs if job.answer]
+        usual = statistics.median(took) if took else None
+        for job in unfinished:
+            if free <= 0:
+                return
+            if not job.attempts and now >= job.not_before:
+                self._start(job, job.call)
+            elif job.attempts and job.tried < _ATTEMPTS and (ill := self._judge(job, usual, now)):
+                get_run_logger().warning("'%s' is %s: another worker gets it as well", job.call.title, ill)
+                # From the other end, where the work can be shared: the two meet.
+                self._start(job, job.call.reverse() if job.call.can_be_shared else job.call)
+            else:
+                continue
+            free -= 1
+
+    def _judge(self, job: _Job, usual_seconds: float | None, now: float) -> str:
+        """What is wrong with those who work on a job, if anything."""
+        if any(attempt.started is None for attempt in job.attempts):
+            return ""
+        alone = len(job.attempts) == 1
+        # A stage that can't be shared may well say nothing for long, and who gets it as well waits for its claim.
+        if (alone or job.call.can_be_shared) and all(self._is_silent(one, now) for one in job.attempts):
+            return "not heard of"
+        if alone and usual_seconds is not None:
+            taken = now - (job.attempts[0].started or now)
+            if taken > _STRAGGLES * max(usual_seconds, _PAUSE_SECONDS):
+                return "slower than the rest"
+        return ""
+
+    def _is_silent(self, attempt: _Attempt, now: float) -> bool:
+        return attempt.started is not None and now - attempt.heard > self._stalled_seconds
+
+    def _start(self, job: _Job, call: StageCall) -> None:
+        if job.tried >= _ATTEMPTS:
+            raise StageFailed(
+                f"'{job.call.title}' lost its worker {job.tried} times. What they published stays: see their logs, "
+                "then run the same command again."
+            )
+        job.tried += 1
+        call = replace(call, attempt=job.tried)
+        publish_call(call, self._store)
+        job.attempts.append(_Attempt(call=call, known_by=self._workers.start(call)))
+
+    def _look(self, jobs: Sequence[_Job], readers: ThreadPoolExecutor) -> None:
+        by_key = {attempt.known_by: attempt.call for job in jobs for attempt in job.attempts}
+        seen = self._workers.look(by_key)
+        attempts = [attempt for job in jobs for attempt in job.attempts]
+        for state in ("given", "running"):
+            some = [attempt for attempt in attempts if seen[attempt.known_by].state == state]
+            list(readers.map(partial(self._hear, has_begun=state == "running"), some))
+        for job in jobs:
+            for attempt in list(job.attempts):
+                sight = seen[attempt.known_by]
+                if sight.state == "answered":
+                    job.answer, job.done = sight.answer, job.call.rows
+                    now = time.monotonic()
+                    job.seconds = now - (attempt.started or now)
+                    self._stop([other for other in job.attempts if other is not attempt])
+                    job.attempts.clear()
+                    discard_call(attempt.call, self._store)
+                    break
+                if sight.state == "lost":
+                    get_run_logger().warning("'%s' lost its worker (%s)", job.call.title, sight.reason)
+                    job.attempts.remove(attempt)
+                    job.not_before = time.monotonic() + _PAUSE_SECONDS
+                    discard_call(attempt.call, self._store)
+                else:
+                    job.done = max(job.done, attempt.done)
+
+    def _hear(self, attempt: _Attempt, has_begun: bool) -> None:
+        """Ask how far an attempt is."""
+        try:
+            done = read_progress(attempt.call, self._store)
+        except (OSError, StoreUnreachable):
+            # Nothing can be heard of anybody.
+            done = attempt.done
+            attempt.heard = time.monotonic()
+        if done is None and not has_begun:
+            return
+        done = done or 0
+        if attempt.started is None or done != attempt.done:
+            attempt.done, attempt.heard = done, time.monotonic()
+            attempt.started = attempt.started or attempt.heard
+
+    def _stop(self, attempts: Sequence[_Attempt]) -> None:
+        now = time.monotonic()
+        for attempt in attempts:
+            self._workers.stop([attempt.known_by], lost=self._is_silent(attempt, now))
+            discard_call(attempt.call, self._store)
