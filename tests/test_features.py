@@ -18,6 +18,7 @@ from thaw.architectures import preprocess
 from thaw.augment import draw_view
 from thaw.backbone import build_backbone, load_backbone
 from thaw.config import AugmentationConfig, TrainConfig
+from thaw.disk import Disk
 from thaw.dump import scan_dump
 from thaw.errors import BadDump, DamagedShard, DiskFull
 from thaw.features import cache_features
@@ -354,7 +355,7 @@ def test_no_room_is_told_before_hours_are_spent(drawn_dump: Path, store: Store, 
 
 def test_an_array_cut_short_by_a_full_disk_is_told_as_such(store: Store, monkeypatch):
     # What NumPy raises when the disk fills while it writes an array: an OSError without a number.
-    monkeypatch.setattr(Store, "free_bytes", lambda self: 1000)
+    monkeypatch.setattr(Disk, "free_bytes", lambda self: 1000)
     with pytest.raises(DiskFull, match="make room"), store.publish_folder("features", "x", "y"):
         raise OSError("600000 requested and 204736 written")
 
