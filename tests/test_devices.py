@@ -107,8 +107,8 @@ TRAINING = """
     import signal
     from pathlib import Path
     from tests.prepared import head_of, prepare, tune
-    from thaw import trainer
-    trainer._JOURNAL_SECONDS = 0.0
+    from thaw import journal, trainer
+    journal._JOURNAL_SECONDS = 0.0
     prepared = prepare(Path({dump!r}), Path({store!r}))
     run_epoch, left = trainer._run_epoch, {epochs}
     def run_and_die(*arguments):

@@ -1,10 +1,7 @@
 """The feature cache: append-only shards of rows, each published by one rename and checked before it is read."""
 
 import hashlib
-import io
 import json
-import math
-import mmap
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from thaw.array_file import keep_mapped, map_array, read_array
 from thaw.disk_cache import BULKY
 from thaw.errors import DamagedShard, FeatureOverflow
 from thaw.index import KEY_DTYPE, Key, KeyIndex, pack_keys
 from thaw.records import FeatureSpace
 from thaw.store import Store
 
-# Each map holds a file open, of which a process commonly may have 1,024.
-_OPEN_MAPS = 256
 # What is copied at a time bounds the memory that threads take beside the rows they read.
 _COPIED_ROWS = 32
 _FETCHES = 5
@@ -214,7 +210,7 @@ class SpaceFolder:
         content = (folder / "keys.npy").read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]["keys.npy"]:
             raise ValueError("keys.npy does not match its checksum")
-        keys = _read_array(content)
+        keys = read_array(content)
         if keys.dtype != KEY_DTYPE or len(keys) != facts["rows"]:
             raise ValueError("keys.npy does not hold the keys of its rows")
         # Older shards don't say how large their files are; what is not here yet is checked when it is brought.
@@ -245,13 +241,13 @@ class SpaceFolder:
     def _map_bytes(self, name: str) -> np.ndarray:
         file = self._folder / name / BULKY
         if not self._store.mirror:
-            return _map_file(file, *_tell_version(file))
+            return keep_mapped(file, *_tell_version(file))
         for attempt in count(1):
             with self._store.mirror.cache.opening(file):
                 self._store.fetch("features", self.space.digest, name, BULKY)
                 try:
                     # A map that is kept would keep the disk from being freed.
-                    return _map_file.__wrapped__(file)
+                    return map_array(file)
                 except FileNotFoundError:
                     # Another process may delete it at any time; where it is lost for good, fetching it says so.
                     if attempt == _FETCHES:
@@ -304,33 +300,3 @@ def _tell_version(file: Path) -> tuple[int, ...]:
 def _checksum(file: Path, *_changed: int) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-@lru_cache(maxsize=_OPEN_MAPS)
-def _map_file(file: Path, *_changed: int) -> np.ndarray:
-    with file.open("rb") as opened:
-        return _read_array(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-def _read_array(content: bytes | mmap.mmap) -> np.ndarray:
-    """The array in a `.npy` file's content, not copied.
-
-    As `np.load` reads it, which takes most of its time to parse the header: here once for all that are the same.
-
-    Raises:
-        ValueError: the content is no such file, or cut short.
-    """
-    # A magic string of 6 bytes, the version in 2, the length of the header in 2, and the header.
-    start = bytes(content[: 10 + int.from_bytes(content[8:10], "little")])
-    shape, dtype = _read_header(start)
-    return np.frombuffer(content, dtype, math.prod(shape), offset=len(start)).reshape(shape)
-
-
-@lru_cache(maxsize=1_000)
-def _read_header(start: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    opened = io.BytesIO(start)
-    version = np.lib.format.read_magic(opened)
-    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(opened)
-    if version != (1, 0) or fortran_order or dtype.hasobject:
-        raise ValueError(f"not an array of a shard: {start!r}")
-    return shape, dtype
