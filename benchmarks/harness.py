@@ -37,6 +37,7 @@ BENCHMARKS = (
     "memory",
     "orchestration",
     "index",
+    "scaling",
 )
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 Size = TypeVar("Size")

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_client, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
 from tasks.attempts import Sight
@@ -43,7 +44,8 @@ class ClusterWorkers:
         Raises:
             StageFailed: the scheduler is gone.
         """
-        return _ask(self._cluster.submit, answer_on_cluster, {"call": call, "store": self._store.address})
+        with _share_server(self._cluster):
+            return _ask(self._cluster.submit, answer_on_cluster, {"call": call, "store": self._store.address})
 
     def look(self, attempts: dict[Any, StageCall]) -> dict[Any, Sight]:
         """What became of tasks.
@@ -100,6 +102,8 @@ def open_cluster(runner: Runner) -> Iterator[Any]:
         raise MissingPackage(
             "runner 'dask' needs a package that is not installed: pip install 'thaw[dask]'"
         ) from error
+    # What it says at each step of its life is not what a run's log is for.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     address = runner.address or dask.config.get("scheduler-address", None)
     cluster = (
         DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=_describe_here(runner))
@@ -141,8 +145,24 @@ def _describe_here(runner: Runner) -> dict[str, Any]:
         # TensorFlow shares its work out among threads itself; two stages in one process would share its seeds.
         "threads_per_worker": 1,
         "silence_logs": logging.ERROR,
-        "env": {_TENSORFLOW_THREADS: threads},
+        # What of Prefect runs on threads asks the environment for the server, and the rest its context.
+        "env": {_TENSORFLOW_THREADS: threads, "PREFECT_API_URL": _find_server()},
     }
+
+
+@contextmanager
+def _share_server(cluster: Any) -> Iterator[None]:
+    """Let workers on this machine use the temporary server of this run; each would start one of its own."""
+    if cluster.address:
+        yield
+        return
+    with temporary_settings({PREFECT_API_URL: _find_server()}):
+        yield
+
+
+def _find_server() -> str:
+    with get_client(sync_client=True) as client:
+        return str(client.api_url)
 
 
 def _ask(ask: Any, *args: Any) -> Any:

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from tests.command import ENDED, SMALL, Server, find_run
 from tests.conftest import small_config
 from tests.machine import MINUTE, wait_until
+from tests.pools import Pools
 from tests.test_kill import probabilities
 from thaw.registry import read_registry
 from thaw.store import Store
@@ -32,64 +31,26 @@ GPU_STAGES = [
 ]
 
 
-class Pools:
-    """A server with both pools, and a worker for each with a home and a folder of its own."""
-
-    def __init__(self, server: Server, folder: Path):
-        self.server, self.folder, self.store = server, folder, folder / "store"
-        self.workers: dict[str, subprocess.Popen] = {}
-
-    def start_worker(self, pool: str) -> None:
-        place = self.folder / pool
-        place.mkdir(exist_ok=True)
-        environment = {
-            **self.server.environment,
-            "HOME": str(place),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PREFECT_HOME": str(place / "prefect"),
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        }
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", "2"]
-        with (place / "worker.log").open("a") as log:
-            self.workers[pool] = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, cwd=place, start_new_session=True
-            )
-
-    def stop_worker(self, pool: str) -> None:
-        worker = self.workers.pop(pool)
-        worker.terminate()
-        worker.wait(30)
-
-    def start(self, config: dict) -> str:
-        return self.server.start_run("train/gpu", config=config, store=str(self.store))
-
-
 @pytest.fixture(scope="module")
 def pools(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pools]:
     pools = Pools(server, tmp_path_factory.mktemp("pools"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RECIPE": "demo", "DUMP": "train.zip", "WEIGHTS": "drawings"}.items():
-            patch.setenv(f"THAW_{name}", value)
-        for pool in ("cpu", "gpu"):
-            template = f"deployments/pools/{pool}.json"
-            server.prefect(
-                *("work-pool", "create", f"thaw-{pool}", "--type", "process"),
-                *("--base-job-template", template, "--overwrite"),
-            )
-        server.prefect("deploy", "--all")
+    pools.deploy()
     for pool in ("thaw-cpu", "thaw-gpu"):
         pools.start_worker(pool)
     try:
         yield pools
     finally:
-        for pool in list(pools.workers):
-            pools.stop_worker(pool)
+        pools.stop()
+
+
+def start(pools: Pools, config: dict) -> str:
+    return pools.server.start_run("train/gpu", config=config, store=str(pools.store))
 
 
 @pytest.fixture(scope="module")
 def trained(pools: Pools, config: dict) -> str:
     """The id of a run of `train/gpu` that is done."""
-    run = pools.start(config)
+    run = start(pools, config)
     assert pools.server.wait_for(run, *ENDED)["state"]["name"] == "Completed", pools.server.log(run)
     return run
 
@@ -123,7 +84,7 @@ def test_the_model_is_the_one_that_a_single_process_makes(
 def test_a_second_run_finds_everything_and_asks_no_gpu_worker(pools: Pools, trained: str, config: dict):
     pools.stop_worker("thaw-gpu")
     try:
-        again = pools.start(config)
+        again = start(pools, config)
         assert pools.server.wait_for(again, *ENDED)["state"]["name"] == "Completed"
     finally:
         pools.start_worker("thaw-gpu")
@@ -141,7 +102,7 @@ def test_a_stage_that_fails_on_its_worker_fails_the_run_with_its_reason(pools: P
     }
     away = Path(config["dump"]["path"])
     hidden = away.with_suffix(".hidden")
-    run = pools.start(other)
+    run = start(pools, other)
     wait_until(lambda: pools.server.children(run), 2 * MINUTE)
     away.rename(hidden)
     try:
@@ -156,7 +117,7 @@ def test_a_stage_that_fails_on_its_worker_fails_the_run_with_its_reason(pools: P
 def test_a_cancelled_run_cancels_what_it_handed_out(pools: Pools, config: dict):
     pools.stop_worker("thaw-gpu")
     try:
-        run = pools.start({**config, "augmentation": {**config["augmentation"], "seed": 8}})
+        run = start(pools, {**config, "augmentation": {**config["augmentation"], "seed": 8}})
         wait_until(lambda: pools.server.children(run), 2 * MINUTE)
         pools.server.prefect("flow-run", "cancel", run)
         assert pools.server.wait_for(run, "Cancelled", "Crashed")["state"]["name"] == "Cancelled"
@@ -168,7 +129,7 @@ def test_a_cancelled_run_cancels_what_it_handed_out(pools: Pools, config: dict):
 
 def test_a_run_crashed_on_its_gpu_worker_is_handed_out_again(pools: Pools, config: dict):
     longer = {**config["fine_tune"][0], "epochs": 40, "seed": 3}
-    run = pools.start({**config, "fine_tune": [longer]})
+    run = start(pools, {**config, "fine_tune": [longer]})
     wait_until(lambda: "fine-tune after block4_pool, seed 3" in pools.server.children(run), 3 * MINUTE)
     child = pools.server.children(run)["fine-tune after block4_pool, seed 3"]
     pools.server.wait_for(child["id"], "Running")
@@ -207,7 +168,7 @@ def test_a_persons_answer_holds_for_the_model_that_was_offered_whatever_became_o
 
 def test_a_search_and_several_networks_go_to_gpu_workers_as_well(pools: Pools, trained: str, config: dict):
     search = {"grid": {"dropout": [0.2, 0.5]}, "folds": 2}
-    run = pools.start({**config, "search": search, "ensemble": {"members": 2, "mirrored": True}})
+    run = start(pools, {**config, "search": search, "ensemble": {"members": 2, "mirrored": True}})
     ended = pools.server.wait_for(run, *ENDED, seconds=8 * MINUTE)
     assert ended["state"]["name"] == "Completed", pools.server.log(run)
     handed_out = {title.partition(":")[0] for title in pools.server.children(run)}
