@@ -1,6 +1,6 @@
 """An object store that speaks S3, on this machine and in memory, which misbehaves when it is told to.
 
-Run as a process of its own, `python -m tests.s3 PORT`; the fixture `s3` does that.
+Run as a process of its own, `python -m tests.s3 PORT [ADDRESS]`; the fixture `s3` does that.
 """
 
 import json
@@ -205,7 +205,7 @@ def list_environment(endpoint: str, nowhere: str) -> dict[str, str]:
     }
 
 
-def serve(port: int) -> None:
+def serve(port: int, address: str = "127.0.0.1") -> None:
     """Serve until the process is ended."""
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -215,8 +215,8 @@ def serve(port: int) -> None:
             pass
 
     application = Misbehaving(DomainDispatcherApplication(create_backend_app))
-    make_server("127.0.0.1", port, application, threaded=True, request_handler=Quiet).serve_forever()
+    make_server(address, port, application, threaded=True, request_handler=Quiet).serve_forever()
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(int(sys.argv[1]), *sys.argv[2:])
