@@ -188,7 +188,7 @@ def test_a_machine_that_is_cut_off_costs_little_and_comes_back(cloud: Cloud):
         for child in cloud.server.children(run).values():
             if "images" in child["name"].partition(":")[2] and child["state"]["name"] == "Running":
                 slip = store.slip("progress", child["parameters"]["call"])
-                if 256 < int(slip.read() or 0):
+                if int(slip.read() or 0) > 256:
                     begun.update(child)
                     return True
         return False

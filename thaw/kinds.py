@@ -66,6 +66,7 @@ KINDS = {
         ),
         Kind(name="pieces", depth=3),
         Kind(name="checkpoints", record="thaw.records:Checkpoint", file="checkpoint.json", again=_RETRAINED),
+        Kind(name="pieces", depth=3, again="the run that puts them together makes it again"),
         Kind(name="temperatures", record="thaw.calibrate:Calibration"),
         Kind(name="evaluations", record="thaw.records:Evaluation"),
         Kind(name="heat", record="thaw.gradcam:HeatMaps"),

@@ -28,6 +28,15 @@ from thaw.store import Store
 DAY_SECONDS = 24 * 3600.0
 _YOUNGEST_DAYS = 1.0
 _SHARD = "shard.json"
+# What comes and goes with a run, and stays where the run was killed.
+_PASSED = {
+    "partial": "left over by a writer that was killed",
+    "damaged": "damaged, and set aside",
+    "pieces": "left over by a run that never put them together",
+    "calls": "the run that asked is over",
+    "answers": "the run that asked is over",
+    "progress": "the run that watched it is over",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +152,7 @@ def _find_waste(store: Store, days: float) -> tuple[list[Waste], list[str]]:
         **_judge_features(looked, survey, needed, is_recent),
         **_judge_checkpoints(places, needed),
         **_judge_journals(places),
-        **{
-            place: "left over by a writer that was killed" for place in places if place.startswith("partial/")
-        },
-        **{place: "damaged, and set aside" for place in places if place.startswith("damaged/")},
+        **{place: _PASSED[kind] for place in places if (kind := place.split("/")[0]) in _PASSED},
     }
     waste = [
         _describe(place, places[place], reason, survey)
