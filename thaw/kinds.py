@@ -47,6 +47,7 @@ KINDS = {
         Kind(name="measurements", record="thaw.properties:Measurement"),
         Kind(name="properties", record="thaw.properties:PropertyCheck", file="properties.json"),
         Kind(name="backbones", record="thaw.records:Backbone"),
+        Kind(name="weights", again="the next run that is given the file puts it there again"),
         Kind(name="calibrations", record="thaw.precision:Precision"),
         Kind(
             name="features",

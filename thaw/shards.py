@@ -5,7 +5,6 @@ import json
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from itertools import compress, count
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from thaw.array_file import keep_mapped, map_array, read_array
 from thaw.disk_cache import BULKY
 from thaw.errors import DamagedShard, FeatureOverflow
 from thaw.index import KEY_DTYPE, Key, KeyIndex, pack_keys
+from thaw.marker import checksum
 from thaw.records import FeatureSpace
 from thaw.store import Store
 
@@ -285,18 +285,7 @@ def _name_shard(packed: np.ndarray) -> str:
     return hashlib.sha256(packed.tobytes()).hexdigest()[:16]
 
 
-def checksum(file: Path) -> str:
-    """The SHA-256 of a file's bytes, read once per process unless the file changes."""
-    return _checksum(file, *_tell_version(file))
-
-
 def _tell_version(file: Path) -> tuple[int, ...]:
     """What changes when the file does."""
     facts = file.stat()
     return facts.st_mtime_ns, facts.st_size, facts.st_ino
-
-
-@lru_cache(maxsize=1_000_000)
-def _checksum(file: Path, *_changed: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
