@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -22,6 +21,8 @@ _ATTEMPTS = 3
 _PAUSE_SECONDS = 10
 # Of portions alike, one that takes so many times as long as the others has a worker that is ill.
 _STRAGGLES = 3.0
+# Before the first batch a worker imports, builds its network and traces it.
+_WARM_UP_SECONDS = 60
 _READERS = 16
 
 
@@ -65,13 +66,17 @@ class Workers(Protocol):
 
 @dataclass
 class _Attempt:
-    """One worker's go at a call. `heard` is when it last told something new, by this process's clock."""
+    """One worker's go at a call. `heard` is when it last told something new, by this process's clock.
+
+    `done` is None before it told anything, and `advanced` once it told of progress.
+    """
 
     call: StageCall
     known_by: Any
-    done: int = 0
+    done: int | None = None
     started: float | None = None
     heard: float = 0.0
+    advanced: bool = False
 
 
 @dataclass
@@ -109,16 +114,15 @@ class Crew:
         """
         asker = uuid4().hex
         jobs = [_Job(call=replace(call, asker=asker), done=call.rows_before) for call in calls]
-        with closing(self._workers), ThreadPoolExecutor(_READERS) as readers:
-            try:
+        try:
+            with ThreadPoolExecutor(_READERS) as readers:
                 while unfinished := [job for job in jobs if job.answer is None]:
                     self._hand_out(jobs, unfinished)
                     self._workers.wait([attempt.known_by for job in unfinished for attempt in job.attempts])
                     self._look(unfinished, readers)
                     watch(sum(job.done for job in jobs))
-            finally:
-                # Whatever ends this run, nobody works on for it.
-                self._stop([attempt for job in jobs for attempt in job.attempts])
+        finally:
+            self._let_go([attempt for job in jobs for attempt in job.attempts])
         return [job.answer for job in jobs if job.answer]
 
     def _hand_out(self, jobs: Sequence[_Job], unfinished: Sequence[_Job]) -> None:
@@ -157,7 +161,8 @@ class Crew:
         return ""
 
     def _is_silent(self, attempt: _Attempt, now: float) -> bool:
-        return attempt.started is not None and now - attempt.heard > self._stalled_seconds
+        patience = self._stalled_seconds + (0 if attempt.advanced else _WARM_UP_SECONDS)
+        return attempt.started is not None and now - attempt.heard > patience
 
     def _start(self, job: _Job, call: StageCall) -> None:
         if job.tried >= _ATTEMPTS:
@@ -194,7 +199,7 @@ class Crew:
                     job.not_before = time.monotonic() + _PAUSE_SECONDS
                     discard_call(attempt.call, self._store)
                 else:
-                    job.done = max(job.done, attempt.done)
+                    job.done = max(job.done, attempt.done or 0)
 
     def _hear(self, attempt: _Attempt, has_begun: bool) -> None:
         """Ask how far an attempt is."""
@@ -206,10 +211,22 @@ class Crew:
             attempt.heard = time.monotonic()
         if done is None and not has_begun:
             return
-        done = done or 0
         if attempt.started is None or done != attempt.done:
-            attempt.done, attempt.heard = done, time.monotonic()
+            attempt.heard = time.monotonic()
             attempt.started = attempt.started or attempt.heard
+            attempt.advanced |= attempt.done is not None and done != attempt.done
+            attempt.done = done
+
+    def _let_go(self, attempts: Sequence[_Attempt]) -> None:
+        """Whatever ends this run, nobody works on for it."""
+        try:
+            self._stop(attempts)
+            self._workers.close()
+        except Exception as error:
+            # It must not hide what ended the run, and a worker whose slip is gone stops by itself.
+            get_run_logger().warning("what was handed out could not be stopped: %s", error)
+            for attempt in attempts:
+                discard_call(attempt.call, self._store)
 
     def _stop(self, attempts: Sequence[_Attempt]) -> None:
         now = time.monotonic()

@@ -35,7 +35,7 @@ LONG = {
     "head": {"views": 16},
 }
 ROWS = 120 * 16 + 20
-STALLED_SECONDS = 12
+STALLED_SECONDS = 20
 # A worker reads the images of its next shard while it computes one.
 IN_FLIGHT = 2 * SHARD_ROWS
 _SEEDS = count(1)
