@@ -10,6 +10,7 @@ from prefect.logging import disable_run_logger
 from tasks import attempts
 from tasks.attempts import Crew, Sight
 from tasks.calls import Answer, StageCall, answer_call, discard_call, find_slip, publish_call, read_progress
+from tasks.screen import say_pace
 from thaw.errors import StageFailed, StoreUnreachable
 from thaw.progress import track
 from thaw.records import Made
@@ -158,6 +159,22 @@ def test_progress_counts_what_was_there_before_and_ends_with_all_of_it(run: Call
     run(workers, call("a"), call("b", rows=30), watch=seen.append)
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (4, 40)
+
+
+@pytest.mark.parametrize(
+    "done, total, per_second, said",
+    [
+        (0, 4000, 0.0, "0 of 4,000"),
+        (1234, 4000, 28.7, "1,234 of 4,000, 29 a second, 2 min left"),
+        (10, 20, 0.55, "10 of 20, 0.55 a second, 18 s left"),
+        (1, 1_000_000, 30.0, "1 of 1,000,000, 30 a second, 9 h left"),
+        (4000, 4000, 30.0, "4,000 of 4,000, 30 a second"),
+    ],
+)
+def test_progress_is_told_with_its_rate_and_the_time_left(
+    done: int, total: int, per_second: float, said: str
+):
+    assert say_pace(done, total, per_second) == said
 
 
 def test_whoever_works_on_a_call_that_is_taken_away_stops(

@@ -28,13 +28,13 @@ from thaw.store import Store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FLOAT32 = {"precision": "float32"}
-# 16 views of 120 images take one core some 40 s at 224 px, drawing them included: time enough to die in.
+# 16 views of 80 images take one core some 25 s at 224 px, drawing them included: time enough to die in.
 LONG = {
-    "split": {"train": 60, "validation": 5, "test": 5},
+    "split": {"train": 40, "validation": 5, "test": 5},
     "backbone": {"image_size_pixels": 224, **FLOAT32},
     "head": {"views": 16},
 }
-ROWS = 120 * 16 + 20
+ROWS = 80 * 16 + 20
 STALLED_SECONDS = 20
 # A worker reads the images of its next shard while it computes one.
 IN_FLIGHT = 2 * SHARD_ROWS
@@ -226,7 +226,7 @@ def test_a_run_that_is_killed_leaves_no_orphans_and_goes_on_when_it_is_started_a
     pools: Pools, drawn_dump: Path, tmp_path: Path
 ):
     """Its running portions are done to their end, and those that wait find that nobody asks any more."""
-    run = prepare(pools, drawn_dump, tmp_path, kind="pools")
+    run = prepare(pools, drawn_dump, tmp_path, kind="pools", portion_images=16)
     wait_for_shards(tmp_path)
     parameters = pools.server.read_run(run)["parameters"]
     for process in find_run(run):
