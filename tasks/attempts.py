@@ -19,7 +19,7 @@ from thaw.store import Store
 _ATTEMPTS = 3
 # Prefect ends a worker of limit 1 that is given work within two seconds of a crash.
 _PAUSE_SECONDS = 10
-# Of portions alike, one that takes so many times as long as the others has a worker that is ill.
+# One that takes so many times as long as portions no smaller than it has a worker that is ill.
 _STRAGGLES = 3.0
 # Before the first batch a worker imports, builds its network and traces it.
 _WARM_UP_SECONDS = 60
@@ -91,6 +91,11 @@ class _Job:
     seconds: float = 0.0
     not_before: float = 0.0
 
+    @property
+    def rows(self) -> int:
+        """How many rows there were to compute."""
+        return self.call.rows - self.call.rows_before
+
 
 class Crew:
     """Workers that see a store, and what they were given."""
@@ -131,14 +136,13 @@ class Crew:
         attempts = [attempt for job in unfinished for attempt in job.attempts]
         running = sum(attempt.started is not None for attempt in attempts)
         free = self._workers.count_free(len(attempts) - running, running)
-        took = [job.seconds for job in jobs if job.answer]
-        usual = statistics.median(took) if took else None
+        answered = [job for job in jobs if job.answer]
         for job in unfinished:
             if free <= 0:
                 return
             if not job.attempts and now >= job.not_before:
                 self._start(job, job.call)
-            elif job.attempts and job.tried < _ATTEMPTS and (ill := self._judge(job, usual, now)):
+            elif job.attempts and job.tried < _ATTEMPTS and (ill := self._judge(job, answered, now)):
                 get_run_logger().warning("'%s' is %s: another worker gets it as well", job.call.title, ill)
                 # From the other end, where the work can be shared: the two meet.
                 self._start(job, job.call.reverse() if job.call.can_be_shared else job.call)
@@ -146,7 +150,7 @@ class Crew:
                 continue
             free -= 1
 
-    def _judge(self, job: _Job, usual_seconds: float | None, now: float) -> str:
+    def _judge(self, job: _Job, answered: Sequence[_Job], now: float) -> str:
         """What is wrong with those who work on a job, if anything."""
         if any(attempt.started is None for attempt in job.attempts):
             return ""
@@ -154,9 +158,10 @@ class Crew:
         # A stage that can't be shared may well say nothing for long, and who gets it as well waits for its claim.
         if (alone or job.call.can_be_shared) and all(self._is_silent(one, now) for one in job.attempts):
             return "not heard of"
-        if alone and usual_seconds is not None:
+        took = [other.seconds for other in answered if other.rows >= job.rows]
+        if alone and took:
             taken = now - (job.attempts[0].started or now)
-            if taken > _STRAGGLES * max(usual_seconds, _PAUSE_SECONDS):
+            if taken > _STRAGGLES * max(statistics.median(took), _PAUSE_SECONDS):
                 return "slower than the rest"
         return ""
 

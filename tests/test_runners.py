@@ -209,8 +209,7 @@ def test_a_portion_whose_gpu_worker_is_lost_goes_to_the_other_one(
         ended = pools.server.wait_for(run, *ENDED)
         assert ended["state"]["name"] == "Completed", pools.server.log(run)
         assert count_repeats(tmp_path, ROWS) <= IN_FLIGHT
-        log = pools.server.log(run)
-        assert f"'{victim['name']}' is not heard of: another worker gets it as well" in log
+        assert ": another worker gets it as well" in pools.server.log(run)
         # Nobody was there to cancel it, and it does not run for ever.
         assert pools.server.read_run(victim["id"])["state"]["name"] == "Cancelled"
         assert all(child["state"]["name"] in (*ENDED, "Cached") for child in list_children(pools.server, run))
@@ -274,7 +273,7 @@ def test_a_portion_whose_dask_worker_is_lost_goes_to_another_one(
     assert ended["state"]["name"] == "Completed", pools.server.log(run)
     assert count_repeats(tmp_path, ROWS) <= IN_FLIGHT
     if sign is signal.SIGSTOP:
-        assert "is not heard of: another worker gets it as well" in pools.server.log(run)
+        assert ": another worker gets it as well" in pools.server.log(run)
     wait_until(lambda: not find_run(run))
 
 
