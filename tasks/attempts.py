@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -20,8 +19,10 @@ from thaw.store import Store
 _ATTEMPTS = 3
 # Prefect ends a worker of limit 1 that is given work within two seconds of a crash.
 _PAUSE_SECONDS = 10
-# Of portions alike, one that takes so many times as long as the others has a worker that is ill.
+# One that takes so many times as long as portions no smaller than it has a worker that is ill.
 _STRAGGLES = 3.0
+# Before the first batch a worker imports, builds its network and traces it.
+_WARM_UP_SECONDS = 60
 _READERS = 16
 
 
@@ -65,13 +66,17 @@ class Workers(Protocol):
 
 @dataclass
 class _Attempt:
-    """One worker's go at a call. `heard` is when it last told something new, by this process's clock."""
+    """One worker's go at a call. `heard` is when it last told something new, by this process's clock.
+
+    `done` is None before it told anything, and `advanced` once it told of progress.
+    """
 
     call: StageCall
     known_by: Any
-    done: int = 0
+    done: int | None = None
     started: float | None = None
     heard: float = 0.0
+    advanced: bool = False
 
 
 @dataclass
@@ -85,6 +90,11 @@ class _Job:
     answer: Answer | None = None
     seconds: float = 0.0
     not_before: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """How many rows there were to compute."""
+        return self.call.rows - self.call.rows_before
 
 
 class Crew:
@@ -109,16 +119,15 @@ class Crew:
         """
         asker = uuid4().hex
         jobs = [_Job(call=replace(call, asker=asker), done=call.rows_before) for call in calls]
-        with closing(self._workers), ThreadPoolExecutor(_READERS) as readers:
-            try:
+        try:
+            with ThreadPoolExecutor(_READERS) as readers:
                 while unfinished := [job for job in jobs if job.answer is None]:
                     self._hand_out(jobs, unfinished)
                     self._workers.wait([attempt.known_by for job in unfinished for attempt in job.attempts])
                     self._look(unfinished, readers)
                     watch(sum(job.done for job in jobs))
-            finally:
-                # Whatever ends this run, nobody works on for it.
-                self._stop([attempt for job in jobs for attempt in job.attempts])
+        finally:
+            self._let_go([attempt for job in jobs for attempt in job.attempts])
         return [job.answer for job in jobs if job.answer]
 
     def _hand_out(self, jobs: Sequence[_Job], unfinished: Sequence[_Job]) -> None:
@@ -127,14 +136,13 @@ class Crew:
         attempts = [attempt for job in unfinished for attempt in job.attempts]
         running = sum(attempt.started is not None for attempt in attempts)
         free = self._workers.count_free(len(attempts) - running, running)
-        took = [job.seconds for job in jobs if job.answer]
-        usual = statistics.median(took) if took else None
+        answered = [job for job in jobs if job.answer]
         for job in unfinished:
             if free <= 0:
                 return
             if not job.attempts and now >= job.not_before:
                 self._start(job, job.call)
-            elif job.attempts and job.tried < _ATTEMPTS and (ill := self._judge(job, usual, now)):
+            elif job.attempts and job.tried < _ATTEMPTS and (ill := self._judge(job, answered, now)):
                 get_run_logger().warning("'%s' is %s: another worker gets it as well", job.call.title, ill)
                 # From the other end, where the work can be shared: the two meet.
                 self._start(job, job.call.reverse() if job.call.can_be_shared else job.call)
@@ -142,7 +150,7 @@ class Crew:
                 continue
             free -= 1
 
-    def _judge(self, job: _Job, usual_seconds: float | None, now: float) -> str:
+    def _judge(self, job: _Job, answered: Sequence[_Job], now: float) -> str:
         """What is wrong with those who work on a job, if anything."""
         if any(attempt.started is None for attempt in job.attempts):
             return ""
@@ -150,14 +158,16 @@ class Crew:
         # A stage that can't be shared may well say nothing for long, and who gets it as well waits for its claim.
         if (alone or job.call.can_be_shared) and all(self._is_silent(one, now) for one in job.attempts):
             return "not heard of"
-        if alone and usual_seconds is not None:
+        took = [other.seconds for other in answered if other.rows >= job.rows]
+        if alone and took:
             taken = now - (job.attempts[0].started or now)
-            if taken > _STRAGGLES * max(usual_seconds, _PAUSE_SECONDS):
+            if taken > _STRAGGLES * max(statistics.median(took), _PAUSE_SECONDS):
                 return "slower than the rest"
         return ""
 
     def _is_silent(self, attempt: _Attempt, now: float) -> bool:
-        return attempt.started is not None and now - attempt.heard > self._stalled_seconds
+        patience = self._stalled_seconds + (0 if attempt.advanced else _WARM_UP_SECONDS)
+        return attempt.started is not None and now - attempt.heard > patience
 
     def _start(self, job: _Job, call: StageCall) -> None:
         if job.tried >= _ATTEMPTS:
@@ -194,7 +204,7 @@ class Crew:
                     job.not_before = time.monotonic() + _PAUSE_SECONDS
                     discard_call(attempt.call, self._store)
                 else:
-                    job.done = max(job.done, attempt.done)
+                    job.done = max(job.done, attempt.done or 0)
 
     def _hear(self, attempt: _Attempt, has_begun: bool) -> None:
         """Ask how far an attempt is."""
@@ -206,10 +216,22 @@ class Crew:
             attempt.heard = time.monotonic()
         if done is None and not has_begun:
             return
-        done = done or 0
         if attempt.started is None or done != attempt.done:
-            attempt.done, attempt.heard = done, time.monotonic()
+            attempt.heard = time.monotonic()
             attempt.started = attempt.started or attempt.heard
+            attempt.advanced |= attempt.done is not None and done != attempt.done
+            attempt.done = done
+
+    def _let_go(self, attempts: Sequence[_Attempt]) -> None:
+        """Whatever ends this run, nobody works on for it."""
+        try:
+            self._stop(attempts)
+            self._workers.close()
+        except Exception as error:
+            # It must not hide what ended the run, and a worker whose slip is gone stops by itself.
+            get_run_logger().warning("what was handed out could not be stopped: %s", error)
+            for attempt in attempts:
+                discard_call(attempt.call, self._store)
 
     def _stop(self, attempts: Sequence[_Attempt]) -> None:
         now = time.monotonic()

@@ -19,6 +19,7 @@ from thaw.runner import Runner
 from thaw.store import Store
 
 _POLL_SECONDS, _LOOK_SECONDS = 2.0, 0.1
+_TTL_SECONDS = 30
 # TensorFlow takes every core that it sees unless it is told otherwise.
 _TENSORFLOW_THREADS = "TF_NUM_INTRAOP_THREADS"
 
@@ -29,6 +30,9 @@ class ClusterWorkers:
     def __init__(self, cluster: Any, store: Store):
         self._cluster, self._store = cluster, store
         self._warned = False
+        # Tasks of which nothing was heard. Until they end, or their worker is given up, they keep it occupied: Dask
+        # would take it for idle, and give it the next one.
+        self._stuck: list[Any] = []
 
     def count_free(self, waiting: int, running: int) -> int:
         """As `tasks.attempts.Workers` says: what waits behind a worker that is ill would wait with it."""
@@ -36,7 +40,8 @@ class ClusterWorkers:
         if not threads and not self._warned:
             self._warned = True
             get_run_logger().warning("the Dask cluster has no worker yet: portions wait for one")
-        return max(threads, 1) - waiting - running
+        self._stuck = [future for future in self._stuck if not future.wrapped_future.done()]
+        return max(threads - len(self._stuck), 1) - waiting - running
 
     def start(self, call: StageCall) -> Any:
         """Submit a task.
@@ -58,7 +63,10 @@ class ClusterWorkers:
     def stop(self, attempts: Iterable[Any], lost: bool = False) -> None:
         """Take tasks back that have not begun; others end when they find their slip gone."""
         for future in attempts:
-            future.wrapped_future.cancel()
+            if lost:
+                self._stuck.append(future)
+            else:
+                future.wrapped_future.cancel()
 
     def wait(self, attempts: Iterable[Any]) -> None:
         """Until a task ends, or for as long as the store is left in peace."""
@@ -67,7 +75,9 @@ class ClusterWorkers:
             time.sleep(_LOOK_SECONDS)
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Take back what was stuck."""
+        for future in self._stuck:
+            future.wrapped_future.cancel()
 
     def _judge(self, future: Any, call: StageCall) -> Sight:
         task_future = future.wrapped_future
@@ -105,6 +115,8 @@ def open_cluster(runner: Runner) -> Iterator[Any]:
     # What it says at each step of its life is not what a run's log is for.
     logging.getLogger("distributed").setLevel(logging.ERROR)
     address = runner.address or dask.config.get("scheduler-address", None)
+    # When its scheduler gives a worker up that it does not hear of, and starts another.
+    dask.config.set({"distributed.scheduler.worker-ttl": f"{max(_TTL_SECONDS, runner.stalled_seconds)} s"})
     cluster = (
         DaskTaskRunner(address=address) if address else DaskTaskRunner(cluster_kwargs=_describe_here(runner))
     )

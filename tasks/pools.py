@@ -122,27 +122,14 @@ class PoolWorkers:
 
 
 def cancel_children(flow: Any, flow_run: Any, state: Any) -> None:
-    """Cancel what a run handed to GPU workers. What those have published stays."""
-    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
-    with get_client(sync_client=True) as client:
-        # The server shows so many at a time.
-        for start in count(0, _ASKED_AT_ONCE):
-            some = client.read_flow_runs(flow_run_filter=children, limit=_ASKED_AT_ONCE, offset=start)
-            for child in some:
-                if not child.state.is_final():
-                    client.set_flow_run_state(
-                        child.id, Cancelling(message="the run it works for was cancelled")
-                    )
-            if len(some) < _ASKED_AT_ONCE:
-                return
+    """Cancel what a cancelled run handed to GPU workers. What those have published stays."""
+    _cancel_children_of(flow_run.id)
 
 
 def cancel_earlier_children() -> None:
     """Cancel what this run handed out before it was killed and started again."""
     if flow_run.get_run_count() > 1:
-        with get_client(sync_client=True) as client:
-            this = client.read_flow_run(flow_run.get_id())
-        cancel_children(None, this, None)
+        _outlast_outages(_cancel_children_of, UUID(flow_run.get_id()))
 
 
 def is_waited_for() -> bool:
@@ -152,6 +139,20 @@ def is_waited_for() -> bool:
         return True
     asking = _outlast_outages(_read_runs, [UUID(parent)]).get(UUID(parent))
     return asking is not None and not (asking.state and asking.state.is_final())
+
+
+def _cancel_children_of(run: UUID) -> None:
+    children = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run]))
+    with get_client(sync_client=True) as client:
+        # The server shows so many at a time.
+        for start in count(0, _ASKED_AT_ONCE):
+            some = client.read_flow_runs(flow_run_filter=children, limit=_ASKED_AT_ONCE, offset=start)
+            for child in some:
+                if not child.state.is_final():
+                    message = "the run it works for was cancelled"
+                    client.set_flow_run_state(child.id, Cancelling(message=message))
+            if len(some) < _ASKED_AT_ONCE:
+                return
 
 
 def _find_queue(title: str) -> str | None:

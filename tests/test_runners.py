@@ -28,14 +28,14 @@ from thaw.store import Store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FLOAT32 = {"precision": "float32"}
-# 16 views of 120 images take one core some 40 s at 224 px, drawing them included: time enough to die in.
+# 16 views of 80 images take one core some 25 s at 224 px, drawing them included: time enough to die in.
 LONG = {
-    "split": {"train": 60, "validation": 5, "test": 5},
+    "split": {"train": 40, "validation": 5, "test": 5},
     "backbone": {"image_size_pixels": 224, **FLOAT32},
     "head": {"views": 16},
 }
-ROWS = 120 * 16 + 20
-STALLED_SECONDS = 12
+ROWS = 80 * 16 + 20
+STALLED_SECONDS = 20
 # A worker reads the images of its next shard while it computes one.
 IN_FLIGHT = 2 * SHARD_ROWS
 _SEEDS = count(1)
@@ -209,8 +209,7 @@ def test_a_portion_whose_gpu_worker_is_lost_goes_to_the_other_one(
         ended = pools.server.wait_for(run, *ENDED)
         assert ended["state"]["name"] == "Completed", pools.server.log(run)
         assert count_repeats(tmp_path, ROWS) <= IN_FLIGHT
-        log = pools.server.log(run)
-        assert f"'{victim['name']}' is not heard of: another worker gets it as well" in log
+        assert ": another worker gets it as well" in pools.server.log(run)
         # Nobody was there to cancel it, and it does not run for ever.
         assert pools.server.read_run(victim["id"])["state"]["name"] == "Cancelled"
         assert all(child["state"]["name"] in (*ENDED, "Cached") for child in list_children(pools.server, run))
@@ -226,7 +225,7 @@ def test_a_run_that_is_killed_leaves_no_orphans_and_goes_on_when_it_is_started_a
     pools: Pools, drawn_dump: Path, tmp_path: Path
 ):
     """Its running portions are done to their end, and those that wait find that nobody asks any more."""
-    run = prepare(pools, drawn_dump, tmp_path, kind="pools")
+    run = prepare(pools, drawn_dump, tmp_path, kind="pools", portion_images=16)
     wait_for_shards(tmp_path)
     parameters = pools.server.read_run(run)["parameters"]
     for process in find_run(run):
@@ -274,7 +273,7 @@ def test_a_portion_whose_dask_worker_is_lost_goes_to_another_one(
     assert ended["state"]["name"] == "Completed", pools.server.log(run)
     assert count_repeats(tmp_path, ROWS) <= IN_FLIGHT
     if sign is signal.SIGSTOP:
-        assert "is not heard of: another worker gets it as well" in pools.server.log(run)
+        assert ": another worker gets it as well" in pools.server.log(run)
     wait_until(lambda: not find_run(run))
 
 
