@@ -253,7 +253,7 @@ def test_a_registered_model_is_scored_with_the_temperature_it_was_released_with(
         model=head,
     )
     # The stages as plain functions, without a Prefect server.
-    monkeypatch.setattr(method.features, "cache_test_rows", lambda *images: prepared.bottlenecks)
+    monkeypatch.setattr(method.features, "cache_features", lambda *images, sides: prepared.bottlenecks)
     monkeypatch.setattr(method.release, "evaluate", lambda *given: evaluate(*given).value)
     scored = method.score_model(
         model, prepared.backbone, prepared.split, prepared.config.dump, prepared.store

@@ -319,7 +319,7 @@ def test_the_page_and_the_markdown_say_why_a_recipe_has_no_model(store: Store):
 def test_a_comparison_that_came_to_the_same_is_found_published(store: Store):
     first = publish_comparison(tabulate(store, make_run("a"), FAILED), store)
     folder = store.folder("comparisons", first.value.address)
-    files = {"report.html", "report.md", "comparison.json", "accuracy.png"}
+    files = {"report.html", "report.md", "comparison.json", "accuracy.png", "published.json"}
     assert {file.name for file in folder.iterdir()} == files
     assert ComparisonTable.from_json((folder / "comparison.json").read_bytes()) == first.value
     cached = make_run("a", training=Spent(earlier=12.5))

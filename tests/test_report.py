@@ -285,6 +285,7 @@ def test_a_published_run_is_found_again_as_long_as_its_reports_are_there(drawn_d
     first = release_run(run, store)
     folder = store.folder("runs", first.value.run)
     names = {"report.html", "report.md", "outcome.json", "curves.png", "gate.png", "views.png"}
+    names |= {"published.json"}
     assert {file.name for file in folder.iterdir()} == names
     assert len(read_pictures((folder / "report.md").read_text(encoding="utf-8"))) == 3
     (folder / "views.png").unlink()

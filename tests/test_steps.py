@@ -9,8 +9,8 @@ import pytest
 from thaw.config import HeadConfig, OptimizerConfig
 from thaw.device import list_layers, prepare_keras
 from thaw.head import build_head
+from thaw.order import group_batches
 from thaw.steps import KerasSteps, TensorFlowSteps, compile_network
-from thaw.trainer import _group
 
 SHAPE = (4, 4, 64)
 OPTIMIZERS = {
@@ -182,7 +182,7 @@ def test_keras_s_steps_give_the_same_figures():
 @pytest.mark.parametrize("images", [1, 3, 4, 8, 21, 23, 24, 40])
 def test_every_image_is_trained_on_once_an_epoch(images: int, batch_size: int, batches: int):
     order = np.random.default_rng(0).permutation(images)
-    groups = list(_group(order, batch_size, batches))
+    groups = list(group_batches(order, batch_size, batches))
     met = [batch for group in groups for batch in group]
     drawn = [np.sort(order[start : start + batch_size]) for start in range(0, images, batch_size)]
     assert all(map(np.array_equal, met, drawn))
