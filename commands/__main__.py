@@ -4,6 +4,7 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 mistake, 3 the gate stayed closed, 1 anything else.
 """
 
+import os
 import sys
 
 import typer
@@ -26,6 +27,8 @@ from thaw.errors import Mistake, ThawError
 
 EXIT_MISTAKE, EXIT_FAULT = 2, 1
 _TYPERS_INTERRUPT = 130
+# These read no store, or make the server that the credentials would come from.
+_WITHOUT_STORE = ("up", "down", "status", "recipes")
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +49,14 @@ for command in (
     *(about.doctor, about.recipes),
 ):
     app.command()(command)
+
+
+@app.callback()
+def _open_credentials(context: typer.Context) -> None:
+    if os.environ.get("THAW_STORAGE_BLOCK") and context.invoked_subcommand not in _WITHOUT_STORE:
+        from commands.session import use_block
+
+        use_block()
 
 
 def main() -> None:

@@ -67,6 +67,20 @@ def tell_server(champion: Version, reason: str) -> None:
         announce(champion, reason)
 
 
+def use_block() -> None:
+    """Take the credentials of object stores from the Prefect block that THAW_STORAGE_BLOCK names.
+
+    Raises:
+        NoServer, BadPassword: the server that has it does not answer, or does not let us in.
+        BadConfig: there is no such block, or it is no good.
+    """
+    _set_defaults()
+    _check_server()
+    from tasks.credentials import use_storage_block
+
+    use_storage_block()
+
+
 def _set_defaults() -> None:
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "thaw")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")

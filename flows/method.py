@@ -12,6 +12,7 @@ from pydantic import Field
 from flows.members import cache_bottlenecks, cache_mirrored, thaw_in_phases, train_heads
 from flows.search import search_head
 from tasks import dataset, features, release, training
+from tasks.credentials import use_storage_block
 from tasks.screen import label_run
 from thaw import archive
 from thaw.config import DumpConfig, TrainConfig
@@ -46,11 +47,13 @@ HERE = Runner()
 
 
 def open_store(path: str | None) -> Store:
-    """The store of a run.
+    """The store of a run, whose credentials a Prefect block may hold.
 
     Raises:
-        BadConfig: a worker's run is given a relative path: its working folder is gone with it.
+        BadConfig: a worker's run is given a relative path: its working folder is gone with it. Or there is something
+            wrong with the block.
     """
+    use_storage_block()
     given = path or os.environ.get("THAW_STORE") or ""
     if deployment.id and "://" not in given and not Path(given).expanduser().is_absolute():
         raise BadConfig(

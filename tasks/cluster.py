@@ -14,6 +14,7 @@ from prefect.states import Failed
 
 from tasks.attempts import Sight
 from tasks.calls import Answer, StageCall, answer_call
+from tasks.credentials import use_storage_block
 from thaw.errors import MissingPackage, StageFailed, ThawError
 from thaw.runner import Runner
 from thaw.store import Store
@@ -142,6 +143,7 @@ def answer_on_cluster(call: StageCall, store: str) -> Any:
 
     worker = get_worker()
     try:
+        use_storage_block()
         return Answer(made=answer_call(call, Store(store)), worker=f"{worker.name} at {worker.address}")
     except ThawError as error:
         return Failed(message=str(error), data=error)

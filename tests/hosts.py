@@ -33,7 +33,7 @@ class Network:
 
     def __init__(self, folder: Path, names: Sequence[str]):
         """Raises NoHosts where the kernel, or the user's rights, don't allow it."""
-        lacking = [tool for tool in ("ip", "unshare", "nsenter", "mount") if not shutil.which(tool)]
+        lacking = [tool for tool in ("ip", "unshare", "nsenter", "mount", "ps") if not shutil.which(tool)]
         if lacking or os.geteuid() != 0:
             raise NoHosts(f"machines of a test's own need {', '.join(lacking) or 'the rights of root'}")
         self.hosts: dict[str, Host] = {}
@@ -124,10 +124,9 @@ class Host:
             text=True,
         )
         if self._holder.stdout.readline() != "up\n":
-            self._holder.wait(10)
-            raise NoHosts(f"no machine of a test's own: {self._holder.stderr.read().strip()}")
-        children = Path(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children")
-        self.init = int(children.read_text().split()[0])
+            _, said = self._holder.communicate(timeout=10)
+            raise NoHosts(f"no machine of a test's own: {said.strip()}")
+        self.init = int(_do("ps", "--ppid", str(self._holder.pid), "-o", "pid="))
         self._started: list[subprocess.Popen] = []
 
     def environment(self, **more: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fsspec.config import conf
 
 from tests.s3 import FAILURES, KEY_ID, SECRET, Bucket
 from thaw import objects
@@ -287,3 +288,13 @@ def assert_no_secret(error: BaseException) -> None:
     text = str(error)
     assert SECRET not in text
     assert KEY_ID not in text
+
+
+def test_what_fsspecs_settings_say_of_a_connection_stays(s3: Bucket, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(
+        conf, "s3", {"config_kwargs": {"s3": {"addressing_style": "path"}, "read_timeout": 7}}
+    )
+    system = Objects(Url(s3.url))._system
+    assert system.config_kwargs["s3"] == {"addressing_style": "path"}
+    assert system.config_kwargs["read_timeout"] == 7
+    assert system.config_kwargs["connect_timeout"] == 10

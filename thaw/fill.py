@@ -145,7 +145,10 @@ def _fill(
             # Whether a shard is left out is settled once, when its images are read ahead.
             first, again, last = tee(_leave_out(turns, reached, advance) if shared else iter(turns), 3)
             if start is None:
-                views = map_ahead(draw, _group_images(first), _count_ahead(keys), dump.readers)
+                ahead = _count_ahead(keys)
+                # Of many views of an image few are read ahead: their pixels are held, and their shard is settled.
+                readers = dump.readers and min(dump.readers, ahead)
+                views = map_ahead(draw, _group_images(first), ahead, readers)
                 pixels = (view for of_image in views for view in of_image)
                 batches: Iterable = (
                     np.stack(list(islice(pixels, len(batch))))

@@ -78,7 +78,7 @@ class Objects:
         self.url = url
         self._warned = -_LONGEST_PAUSE_SECONDS
         self._family = _FAMILIES.get(url.protocol, "")
-        options = _OPTIONS.get(self._family, {})
+        options = _choose_options(self._family)
         try:
             self._system, self._root = url_to_fs(str(url), use_listings_cache=False, **options)
         except ImportError as error:
@@ -245,6 +245,17 @@ class Objects:
                 f"{self.url} can't be used: {_say(error)}. Correct the URL, or the settings of the connection."
             ) from error
         raise error
+
+
+def _choose_options(family: str) -> dict[str, Any]:
+    """Options of a file system, and under them what fsspec's settings say of the same things.
+
+    What is given to fsspec would else stand in the place of its settings, such as the style of addresses.
+    """
+    from fsspec.config import conf
+
+    own, set_by_user = _OPTIONS.get(family, {}), conf.get(family, {})
+    return {name: {**options, **set_by_user.get(name, {})} for name, options in own.items()}
 
 
 class _NoSuchRange(Exception):
