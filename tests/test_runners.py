@@ -225,8 +225,8 @@ def test_a_run_that_is_killed_leaves_no_orphans_and_goes_on_when_it_is_started_a
     pools: Pools, drawn_dump: Path, tmp_path: Path
 ):
     """Its running portions are done to their end, and those that wait find that nobody asks any more."""
-    run = prepare(pools, drawn_dump, tmp_path, kind="pools", portion_images=16)
-    wait_for_shards(tmp_path)
+    run = prepare(pools, drawn_dump, tmp_path, kind="pools", portion_images=32)
+    wait_for_shards(tmp_path, least=1)
     parameters = pools.server.read_run(run)["parameters"]
     for process in find_run(run):
         os.kill(process, signal.SIGKILL)

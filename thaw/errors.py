@@ -29,7 +29,7 @@ ThawError
 ├── ChampionMoved           a decision was made against a model that is champion no more
 ├── UnlikeSplits            two results of different splits were about to be compared
 ├── ParityFailed            a saved or exported model does not reproduce the probabilities it should
-├── StageFailed             a stage that was handed to a GPU worker failed there
+├── StageFailed             a stage, or a portion of one, that was handed to another worker failed there
 └── RunFailed               a run was ended by an error that nobody foresaw
 """
 
