@@ -210,7 +210,7 @@ def test_training_on_two_devices_killed_and_continued_ends_bit_for_bit_the_same(
         )
 
     for name in ("undisturbed", "killed"):
-        shutil.copytree(prepared.store.root, tmp_path / name)
+        shutil.copytree(prepared.store.folder(), tmp_path / name)
     held, *addresses = train("undisturbed", 99)
     assert len({device for device, _ in held}) == 2
     # Killed after two epochs of the head; then after the last of it and two of the fine-tune; then let go.
