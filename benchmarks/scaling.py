@@ -15,7 +15,7 @@ from benchmarks.harness import BenchmarkFailed, Place, run_benchmarks, run_round
 from benchmarks.results import Entry, Goal, describe_machine, divide
 from benchmarks.stages import EVERY_IMAGE, open_images
 from thaw.features import FeatureRequest, cache_request, list_parts, read_split
-from thaw.portions import Portion, fill_portion, plan_portions
+from thaw.portions import Portion, PortionSize, fill_portion, plan_portions
 from thaw.progress import listen
 from thaw.shards import SpaceFolder
 from thaw.store import Store
@@ -85,8 +85,8 @@ class Workers:
         request = FeatureRequest(
             split=split.digest, dump=source, backbone=backbone, settings=settings, cut=_CUT
         )
-        count = len(images.manifest.images)
-        plan = plan_portions(request, -(-count // self.workers), _MEGABYTES, place).value
+        size = PortionSize(images=-(-len(images.manifest.images) // self.workers), megabytes=_MEGABYTES)
+        plan = plan_portions(request, size, place).value
         return plan.request, plan.portions
 
 

@@ -41,6 +41,9 @@ class Sight:
 class Workers(Protocol):
     """Whoever answers calls, several at once. What they know an attempt by is their own."""
 
+    def count(self) -> int:
+        """How many there are at the moment; more may come, and these may go."""
+
     def count_free(self, waiting: int, running: int) -> int:
         """How many more calls they can be given, while so many wait for a worker or have one."""
 
@@ -102,6 +105,10 @@ class Crew:
 
     def __init__(self, workers: Workers, store: Store, stalled_seconds: float):
         self._workers, self._store, self._stalled_seconds = workers, store, stalled_seconds
+
+    def count_workers(self) -> int:
+        """How many workers there are at the moment."""
+        return self._workers.count()
 
     def run(
         self, calls: Sequence[StageCall], watch: Callable[[int], None] = lambda rows: None

@@ -35,9 +35,13 @@ class ClusterWorkers:
         # would take it for idle, and give it the next one.
         self._stuck: list[Any] = []
 
+    def count(self) -> int:
+        """As `tasks.attempts.Workers` says: a worker for each thread."""
+        return sum(_ask(self._cluster.client.nthreads).values())
+
     def count_free(self, waiting: int, running: int) -> int:
         """As `tasks.attempts.Workers` says: what waits behind a worker that is ill would wait with it."""
-        threads = sum(_ask(self._cluster.client.nthreads).values())
+        threads = self.count()
         if not threads and not self._warned:
             self._warned = True
             get_run_logger().warning("the Dask cluster has no worker yet: portions wait for one")

@@ -8,16 +8,16 @@ from thaw import features, portions
 from thaw.backbone import find_cut
 from thaw.config import AugmentationConfig, BackboneConfig, DumpConfig, Views
 from thaw.features import FeatureRequest
-from thaw.portions import Portion, PortionPlan, PortionReport
+from thaw.portions import Portion, PortionPlan, PortionReport, PortionSize
 from thaw.records import SIDES, Backbone, Features, Made, Side, Split
 from thaw.store import Store
 
 
 @stage("{request.title}", wants_gpu=True)
 def begin_request(
-    request: FeatureRequest, images: int, megabytes: int, store: Store
+    request: FeatureRequest, size: PortionSize, store: Store
 ) -> Made[PortionPlan[FeatureRequest]]:
-    return portions.begin_request(request, images, megabytes, store)
+    return portions.begin_request(request, size, store)
 
 
 @stage("{request.title}: {portion.title}", wants_gpu=True)

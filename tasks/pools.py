@@ -13,6 +13,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
+    WorkerFilter,
+    WorkerFilterStatus,
 )
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
@@ -53,8 +55,12 @@ class PoolWorkers:
         # Runs of which nothing was heard, and until when they may cancel themselves.
         self._leaving: dict[UUID, float] = {}
 
+    def count(self) -> int:
+        """As `tasks.attempts.Workers` says: those that the server has heard of lately."""
+        return _outlast_outages(_count_workers)
+
     def count_free(self, waiting: int, running: int) -> int:
-        """As `tasks.attempts.Workers` says. How many workers there are nobody knows."""
+        """As `tasks.attempts.Workers` says. How many runs each worker takes at a time nobody knows."""
         return _MOST_WAITING - waiting
 
     def start(self, call: StageCall) -> UUID:
@@ -175,6 +181,12 @@ def _find_queue(title: str) -> str | None:
             *(POOL, title, POOL),
         )
     return queue
+
+
+def _count_workers() -> int:
+    online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
+    with get_client(sync_client=True) as client:
+        return len(client.read_workers_for_work_pool(POOL, worker_filter=online))
 
 
 def _read_runs(runs: list[UUID]) -> dict[UUID, FlowRun]:

@@ -13,7 +13,7 @@ from thaw import batch, imagenet
 from thaw.batch import Labelled, LabelRequest
 from thaw.imagenet import NamedImages
 from thaw.location import Url
-from thaw.portions import Portion, PortionPlan, PortionReport
+from thaw.portions import Portion, PortionPlan, PortionReport, PortionSize
 from thaw.records import Made
 from thaw.report.drift import render_drift
 from thaw.store import Store
@@ -33,10 +33,8 @@ def _show_labelled(labelled: Labelled) -> None:
 
 
 @stage("{request.title}", wants_gpu=True)
-def begin_labels(
-    request: LabelRequest, images: int, megabytes: int, store: Store
-) -> Made[PortionPlan[LabelRequest]]:
-    return batch.begin_labels(request, images, megabytes, store)
+def begin_labels(request: LabelRequest, size: PortionSize, store: Store) -> Made[PortionPlan[LabelRequest]]:
+    return batch.begin_labels(request, size, store)
 
 
 @stage("{request.title}: {portion.title}", wants_gpu=True)

@@ -10,7 +10,7 @@ from thaw import gradcam, promotion, registry, release
 from thaw.config import TrainConfig
 from thaw.evaluate import EvaluationRequest
 from thaw.gradcam import HeatMaps
-from thaw.portions import Portion, PortionPlan, PortionReport
+from thaw.portions import Portion, PortionPlan, PortionReport, PortionSize
 from thaw.promotion import Comparison, Decision
 from thaw.records import Checkpoint, Evaluation, FeatureSet, Made, Outcome
 from thaw.registry import Registry, Version
@@ -30,9 +30,9 @@ def _show_metrics(made: Evaluation) -> None:
 
 @stage("{request.title}", wants_gpu=True)
 def begin_evaluation(
-    request: EvaluationRequest, images: int, megabytes: int, store: Store
+    request: EvaluationRequest, size: PortionSize, store: Store
 ) -> Made[PortionPlan[EvaluationRequest]]:
-    return evaluation.begin_evaluation(request, images, megabytes, store)
+    return evaluation.begin_evaluation(request, size, store)
 
 
 @stage("{request.title}: {portion.title}", wants_gpu=True)

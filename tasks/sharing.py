@@ -15,6 +15,7 @@ from tasks.pools import PoolWorkers, cancel_earlier_children
 from tasks.screen import show
 from thaw.claims import claim
 from thaw.errors import NotPublished
+from thaw.portions import PortionSize
 from thaw.progress import track
 from thaw.records import Made, Record
 from thaw.runner import Runner
@@ -26,7 +27,7 @@ class Sharing:
     """How a stage is shared out.
 
     Attributes:
-        begin: of a request, and how large portions may be, makes the plan; does what is not worth sharing itself.
+        begin: of a request, and of how large portions may be, makes the plan; does what is not worth sharing itself.
         work: does one portion.
     """
 
@@ -48,8 +49,12 @@ def run_shared(
         pass
     with claim(store, "portions", request.digest):
         crew = crews.open(store, title)
-        limits = {"images": crews.runner.portion_images, "megabytes": crews.runner.portion_megabytes}
-        (begun,) = crew.run([make_call(sharing.begin, title, {"request": request, **limits})])
+        size = PortionSize(
+            images=crews.runner.portion_images,
+            megabytes=crews.runner.portion_megabytes,
+            workers=crew.count_workers(),
+        )
+        (begun,) = crew.run([make_call(sharing.begin, title, {"request": request, "size": size})])
         plan = begun.made.value
         computed = plan.computed
         if plan.portions:

@@ -31,6 +31,9 @@ class Workers:
         self.stopped: list[tuple[int, bool]] = []
         self.most_at_once = 0
 
+    def count(self) -> int:
+        return self.free
+
     def count_free(self, waiting: int, running: int) -> int:
         return self.free - waiting - running
 

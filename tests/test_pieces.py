@@ -10,24 +10,54 @@ from thaw.batch import LabelRequest, begin_labels, label_images, label_portion, 
 from thaw.errors import NotPublished
 from thaw.evaluate import EvaluationRequest, begin_evaluation, evaluate, evaluate_request, score_portion
 from thaw.pieces import fetch_pieces, plan_pieces, publish_piece
+from thaw.portions import PortionSize
 from thaw.store import Store
 
 
+def at_most(images: int) -> PortionSize:
+    return PortionSize(images=images, megabytes=1)
+
+
 def test_pieces_are_as_large_as_each_other_and_end_where_batches_do(store: Store):
-    bounds = [(one.start, one.end) for one in plan_pieces("x", rows=1000, images=300, batch=64, store=store)]
+    bounds = [
+        (one.start, one.end) for one in plan_pieces("x", rows=1000, size=at_most(300), batch=64, store=store)
+    ]
     assert bounds == [(0, 256), (256, 512), (512, 768), (768, 1000)]
-    assert plan_pieces("x", rows=300, images=300, batch=64, store=store) == ()
+    assert plan_pieces("x", rows=300, size=at_most(300), batch=64, store=store) == ()
 
 
 def test_what_was_made_before_is_not_planned_again(store: Store):
-    first, second = plan_pieces("x", rows=128, images=64, batch=64, store=store)
+    first, second = plan_pieces("x", rows=128, size=at_most(64), batch=64, store=store)
     with publish_piece("x", first, store) as folder:
         (folder / "made").touch()
-    assert plan_pieces("x", rows=128, images=64, batch=64, store=store) == (second,)
+    assert plan_pieces("x", rows=128, size=at_most(64), batch=64, store=store) == (second,)
+
+
+def test_who_goes_on_with_pieces_of_another_size_makes_what_lies_between_them(store: Store):
+    begun = plan_pieces("x", rows=640, size=at_most(128), batch=64, store=store)
+    for portion in (begun[1], begun[3]):
+        with publish_piece("x", portion, store):
+            pass
+    rest = plan_pieces("x", rows=640, size=at_most(64), batch=64, store=store)
+    assert [(one.start, one.end) for one in rest] == [
+        (0, 64),
+        (64, 128),
+        (256, 320),
+        (320, 384),
+        (512, 576),
+        (576, 640),
+    ]
+    # One of those who worked on the first plan was not to be stopped.
+    for portion in (*rest, begun[2]):
+        with publish_piece("x", portion, store):
+            pass
+    names = [folder.name.split("-") for folder in fetch_pieces("x", 640, store)]
+    assert [int(start) for start, _ in names] == [0, *(int(end) for _, end in names[:-1])]
+    assert int(names[-1][1]) == 640
 
 
 def test_pieces_that_leave_out_rows_are_not_put_together(store: Store):
-    first, second, third = plan_pieces("x", rows=192, images=64, batch=64, store=store)
+    first, second, third = plan_pieces("x", rows=192, size=at_most(64), batch=64, store=store)
     for portion in (first, third):
         with publish_piece("x", portion, store):
             pass
@@ -47,7 +77,7 @@ def request_of(prepared: Prepared, tmp_path: Path):
 
 def test_an_evaluation_in_pieces_is_to_the_bit_that_of_one_worker(prepared: Prepared, request_of):
     store = prepared.store
-    plan = begin_evaluation(request_of, images=64, megabytes=1, store=store).value
+    plan = begin_evaluation(request_of, at_most(64), store=store).value
     assert [(one.start, one.end) for one in plan.portions] == [(0, 64), (64, 120)]
     reports = [score_portion(request_of, portion, store).value for portion in reversed(plan.portions)]
     assert [report.computed for report in reports] == [56, 64]
@@ -60,7 +90,7 @@ def test_an_evaluation_in_pieces_is_to_the_bit_that_of_one_worker(prepared: Prep
 
 
 def test_a_request_of_one_portion_is_evaluated_at_once(prepared: Prepared, request_of):
-    begun = begin_evaluation(request_of, images=500, megabytes=1, store=prepared.store)
+    begun = begin_evaluation(request_of, at_most(500), store=prepared.store)
     assert begun.value.portions == ()
     assert evaluate_request(request_of, prepared.store).reused
 
@@ -78,7 +108,7 @@ def test_labels_in_pieces_are_those_of_one_worker_and_so_is_the_drift(prepared: 
     )
     with pytest.raises(NotPublished):
         label_request(request, store.looking())
-    plan = begin_labels(request, images=32, megabytes=1, store=store).value
+    plan = begin_labels(request, at_most(32), store=store).value
     assert [(one.start, one.end) for one in plan.portions] == [(0, 32), (32, 61)]
     for portion in plan.portions:
         label_portion(plan.request, portion, store)

@@ -16,7 +16,7 @@ from thaw.dump import scan_dump
 from thaw.errors import BadConfig
 from thaw.features import FeatureRequest, cache_request, list_parts, read_split
 from thaw.index import pack_keys
-from thaw.portions import Portion, PortionPlan, begin_request, fill_portion, plan_portions
+from thaw.portions import Portion, PortionPlan, PortionSize, begin_request, fill_portion, plan_portions
 from thaw.runner import Runner
 from thaw.shards import SpaceFolder
 from thaw.split import publish_split
@@ -47,7 +47,11 @@ def request_of(drawn_dump: Path, store: Store):
 def plan(
     request: FeatureRequest, store: Store, images: int = PLENTY, megabytes: float = PLENTY
 ) -> PortionPlan:
-    return plan_portions(request, images, megabytes, store).value
+    return plan_portions(request, PortionSize(images=images, megabytes=megabytes), store).value
+
+
+def at_most(images: int) -> PortionSize:
+    return PortionSize(images=images, megabytes=PLENTY)
 
 
 def extents(made: PortionPlan) -> list[tuple[int, int, int]]:
@@ -86,6 +90,22 @@ def test_a_pass_that_keeps_a_shallower_cut_as_well_counts_the_bytes_of_both(requ
     assert len(both.portions) == 6
 
 
+@pytest.mark.parametrize(
+    ("images", "views", "workers", "limit"),
+    [
+        (1_000_000, 1, 8, 31_250),
+        (25_000, 1, 2, 3_125),
+        (25_000, 1, 0, 6_250),
+        (4_000, 1, 8, 2_048),
+        (4_000, 5, 8, 410),
+    ],
+)
+def test_where_nobody_says_how_many_images_each_worker_gets_four_portions_worth_starting_it_for(
+    images: int, views: int, workers: int, limit: int
+):
+    assert PortionSize(images=None, megabytes=PLENTY, workers=workers).limit_images(images, views) == limit
+
+
 def test_the_views_of_an_image_stay_together_and_count(request_of, store: Store):
     made = plan(request_of(views=3), store, images=50)
     assert [portion.rows for portion in made.portions if portion.part == 0] == [40, 40]
@@ -114,7 +134,7 @@ def test_there_are_never_more_portions_than_anybody_would_follow(
 def test_where_nothing_is_missing_there_are_no_portions(request_of, store: Store):
     request = request_of()
     cache_request(request, store)
-    made = plan_portions(request, 10, PLENTY, store)
+    made = plan_portions(request, at_most(10), store)
     assert made.reused
     assert made.value.portions == ()
 
@@ -127,9 +147,9 @@ def test_the_plan_settles_the_precision_for_workers_of_whatever_kind(request_of,
 
 
 def test_what_fits_into_one_portion_is_done_at_once(request_of, store: Store):
-    made = begin_request(request_of(), PLENTY, PLENTY, store)
+    made = begin_request(request_of(), at_most(PLENTY), store)
     assert (made.value.portions, made.value.computed, made.reused) == ((), 200, False)
-    again = begin_request(request_of(), PLENTY, PLENTY, store)
+    again = begin_request(request_of(), at_most(PLENTY), store)
     assert (again.value.computed, again.reused) == (0, True)
 
 

@@ -17,7 +17,7 @@ from thaw.errors import BadConfig, BadDump
 from thaw.location import Url, parse_source
 from thaw.model import load_model, load_population
 from thaw.pieces import clear_pieces, fetch_pieces, is_made, plan_pieces, publish_piece
-from thaw.portions import Portion, PortionPlan, PortionReport, report_portion
+from thaw.portions import Portion, PortionPlan, PortionReport, PortionSize, report_portion
 from thaw.predict import BATCH_IMAGES, find_model, list_images, predict_images
 from thaw.records import Made, Record, digest_of
 from thaw.registry import read_registry
@@ -138,9 +138,7 @@ def label_images(
     return Made(value=labelled, reused=False, note=f"{len(rows)} images in {written}; {say_drift(drift)}")
 
 
-def begin_labels(
-    request: LabelRequest, images: int, megabytes: int, store: Store
-) -> Made[PortionPlan[LabelRequest]]:
+def begin_labels(request: LabelRequest, size: PortionSize, store: Store) -> Made[PortionPlan[LabelRequest]]:
     """Share out the images; where there is no more than one portion it is left to who asks.
 
     Raises:
@@ -150,7 +148,7 @@ def begin_labels(
     request = replace(request, model=str(_name_model(request.model, store)))
     with ExitStack() as opened:
         count = sum(1 for _ in list_images(request.parse_sources(), opened))
-    portions = plan_pieces(request.address, count, images, BATCH_IMAGES, store)
+    portions = plan_pieces(request.address, count, size, BATCH_IMAGES, store)
     plan = PortionPlan(request=request, portions=portions, rows=count)
     return Made(value=plan, reused=False, note=f"{count:,} images in {len(portions):,} portions")
 

@@ -11,7 +11,7 @@ import numpy as np
 from thaw.claims import claim
 from thaw.errors import UnlikeSplits
 from thaw.pieces import clear_pieces, fetch_pieces, is_made, plan_pieces, publish_piece
-from thaw.portions import Portion, PortionPlan, PortionReport, report_portion
+from thaw.portions import Portion, PortionPlan, PortionReport, PortionSize, report_portion
 from thaw.records import (
     Checkpoint,
     Evaluation,
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def begin_evaluation(
-    request: EvaluationRequest, images: int, megabytes: int, store: Store
+    request: EvaluationRequest, size: PortionSize, store: Store
 ) -> Made[PortionPlan[EvaluationRequest]]:
     """Share out the test rows that are to be predicted, or evaluate where there is no more than one portion.
 
@@ -97,7 +97,7 @@ def begin_evaluation(
     """
     sides, rows = request.sides, len(store.read("splits", request.test.split, Split).rows(request.test.side))
     address = _find_address(request.checkpoint, sides)
-    portions = plan_pieces(address, rows, images, PREDICTED_ROWS, store)
+    portions = plan_pieces(address, rows, size, PREDICTED_ROWS, store)
     plan = PortionPlan(request=request, portions=portions, rows=rows)
     if portions:
         return Made(value=plan, reused=False, note=f"{rows:,} rows in {len(portions):,} portions")

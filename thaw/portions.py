@@ -17,6 +17,28 @@ from thaw.store import Store
 
 # More portions than this would be more bookkeeping than work.
 _MOST_PORTIONS = 1000
+# So few that starting a worker for each costs little, and so many that nobody waits long for the last one.
+_PORTIONS_PER_WORKER = 4
+_LEAST_ROWS = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortionSize(Record):
+    """The most that a portion holds: images, and 10^6 bytes of features.
+
+    Where `images` is None it follows from how many `workers` there are to share the work among.
+    """
+
+    images: int | None
+    megabytes: float
+    workers: int = 1
+
+    def limit_images(self, images: int, views: int = 1) -> int:
+        """The most images of a portion, where so many are to be shared out, with so many rows of each."""
+        if self.images:
+            return self.images
+        rows = max(_LEAST_ROWS, math.ceil(images * views / (_PORTIONS_PER_WORKER * max(1, self.workers))))
+        return max(1, math.ceil(rows / views))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +87,9 @@ class PortionReport(Record):
 
 
 def plan_portions(
-    request: FeatureRequest, images: int, megabytes: int, store: Store
+    request: FeatureRequest, size: PortionSize, store: Store
 ) -> Made[PortionPlan[FeatureRequest]]:
-    """Share out the rows that are missing: at most so many images a portion, and so many 10^6 bytes of features.
+    """Share out the rows that are missing, in portions of at most this size.
 
     Portions are about as large as each other, and end where shards do, unless they are smaller than one.
 
@@ -91,7 +113,7 @@ def plan_portions(
         missing = (~held.all(axis=0)).reshape(-1, views).sum(axis=1)
         incomplete = np.flatnonzero(missing)
         if incomplete.size:
-            most = _count_images(request, len(incomplete), views, images, megabytes)
+            most = _count_images(request, len(incomplete), views, size)
             for some in np.split(incomplete, range(most, len(incomplete), most)):
                 start, end = int(some[0]), int(some[-1]) + 1
                 lacking = int(missing[start:end].sum())
@@ -103,14 +125,14 @@ def plan_portions(
 
 
 def begin_request(
-    request: FeatureRequest, images: int, megabytes: int, store: Store
+    request: FeatureRequest, size: PortionSize, store: Store
 ) -> Made[PortionPlan[FeatureRequest]]:
     """Share out the rows that are missing, or fill them in where there is no more than one portion.
 
     Raises:
         As `cache_features` does.
     """
-    made = plan_portions(request, images, megabytes, store)
+    made = plan_portions(request, size, store)
     plan = made.value
     if len(plan.portions) != 1:
         return made
@@ -148,9 +170,10 @@ def report_portion(computed: int, portion: Portion, started: float) -> PortionRe
     )
 
 
-def _count_images(request: FeatureRequest, incomplete: int, views: int, images: int, megabytes: int) -> int:
+def _count_images(request: FeatureRequest, incomplete: int, views: int, size: PortionSize) -> int:
     """How many images a portion has, of so many in all: within both limits where that is possible."""
-    fitting = max(1, min(images, int(megabytes * 1e6 / (_measure_row_bytes(request) * views))))
+    within_bytes = int(size.megabytes * 1e6 / (_measure_row_bytes(request) * views))
+    fitting = max(1, min(size.limit_images(incomplete, views), within_bytes))
     whole = max(1, SHARD_ROWS // views)
     if fitting >= whole:
         fitting -= fitting % whole

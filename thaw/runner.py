@@ -26,8 +26,13 @@ class Runner(Section):
     workers: int | None = Field(
         None, ge=1, description="Of a Dask cluster on this machine; as many as Dask thinks right, when empty."
     )
-    portion_images: int = Field(2048, ge=1, description="A worker is given at most so many images at a time.")
-    portion_megabytes: int = Field(512, ge=1, description="And at most so many 10^6 bytes of features.")
+    portion_images: int | None = Field(
+        None,
+        ge=1,
+        description="A worker is given at most so many images at a time. When empty, each worker that is online gets "
+        "some four portions, of 2,048 rows or more.",
+    )
+    portion_megabytes: int = Field(20_000, ge=1, description="And at most so many 10^6 bytes of features.")
     stalled_seconds: int = Field(
         120, ge=1, description="What a worker says nothing about for so long is given to another one as well."
     )
