@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+# Two tests at a time, file by file: much of what they do is waiting for servers and workers.
+BY_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test fast bench lint clean
 
@@ -9,12 +11,11 @@ demo: $(READY)
 	$(VENV)/bin/thaw demo
 
 # The fast tests, and those on real images where THAW_SHARED, or a folder `shared` beside the project, has them.
-# Two at a time, file by file: much of what they do is waiting for servers and workers.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(VENV)/bin/python -m pytest $(BY_TWO) --durations=15
 
 fast: $(READY)
-	$(VENV)/bin/python -m pytest -m "not real and not slow"
+	$(VENV)/bin/python -m pytest $(BY_TWO) -m "not real and not slow"
 
 # Thaw beside plain Keras, on the real images: about half an hour. Alone: .venv/bin/python -m benchmarks NAME
 bench: $(READY)

@@ -116,6 +116,7 @@ answer = keras.models.load_model(path, compile=False).predict(pixels, verbose=0)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", EVERY_FORMAT)
 def test_an_averaging_model_gives_its_probabilities_in_every_format_to_whoever_has_its_runtime_alone(
     model: Path, drawn_dump: Path, tmp_path: Path, format: str
@@ -143,6 +144,7 @@ assert "thaw" not in sys.modules
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_an_export_that_gives_other_probabilities_is_not_written(
     model: Path, other: Path, drawn_dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -177,6 +177,7 @@ def test_reading_an_object_is_one_request(s3: Bucket):
     assert s3.counts()["requests"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 def test_where_one_request_in_ten_fails_every_call_succeeds(s3: Bucket, tmp_path, failure):
     store = Objects(Url(s3.url))

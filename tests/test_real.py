@@ -53,15 +53,6 @@ def test_the_second_identical_run_decodes_nothing_and_computes_nothing(train, fi
         assert sign not in again.err
 
 
-def test_book2_bottleneck_reaches_its_figure_and_takes_over_what_the_fine_tune_cached(
-    train, fine_tuned: Ended
-):
-    ended = train("book2-bottleneck")
-    # Validation and test images, and the near-identical ones to train on, which the backbone was asked about.
-    assert "2004 of 4000 rows at block5_pool were cached" in ended.err
-    assert ended.json["test_accuracy"] >= 0.965
-
-
 def test_the_saved_model_reproduces_from_raw_jpegs_what_it_was_tested_with(
     server: Server, shared: Path, fine_tuned: Ended, tmp_path: Path
 ):
@@ -80,12 +71,9 @@ def test_the_saved_model_reproduces_from_raw_jpegs_what_it_was_tested_with(
     assert np.mean([(again[name] > 0.5) == (tested[name] > 0.5) for name in tested]) >= 0.98
 
 
-@pytest.mark.parametrize("format", ["onnx", "tflite"])
-def test_every_export_gives_on_200_jpegs_the_probabilities_of_the_model(
-    server: Server, fine_tuned: Ended, format: str
-):
+def test_an_export_gives_on_200_jpegs_the_probabilities_of_the_model(server: Server, fine_tuned: Ended):
     store = Path(fine_tuned.json["model"]).parents[2]
-    ended = server.thaw("export", fine_tuned.json["model"], "--format", format, "--store", store, "--json")
+    ended = server.thaw("export", fine_tuned.json["model"], "--format", "onnx", "--store", store, "--json")
     assert ended.code == 0, ended.err
     made = ended.json["pixels"]
     assert (made["images"], made["same_class"]) == (200, 200)

@@ -195,6 +195,7 @@ def test_an_archive_that_changes_while_it_is_read_is_not_its_images_fault(base, 
             dump.read("cat.2.jpg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_a_store_that_is_away_sets_no_image_aside(s3: Bucket, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.5)

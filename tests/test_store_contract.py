@@ -227,6 +227,7 @@ def test_a_server_that_dies_while_a_folder_is_published_and_comes_back_has_it(re
     assert read(remote) == read(elsewhere(remote)) == {"patient"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES)
 def test_where_one_request_in_ten_fails_all_is_as_if_none_had(remote: Store, s3, elsewhere, failure: str):
     s3.faults(fail_share=0.1, failure=failure, seed=3)
