@@ -115,7 +115,8 @@ def open_cluster(runner: Runner) -> Iterator[Any]:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
         raise MissingPackage(
-            "runner 'dask' needs a package that is not installed: pip install 'thaw[dask]'"
+            "runner 'dask' needs prefect-dask, not installed here. It comes with the extra 'dask': "
+            "pip install -c constraints.txt -e '.[dask]'"
         ) from error
     # What it says at each step of its life is not what a run's log is for.
     logging.getLogger("distributed").setLevel(logging.ERROR)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests import gs as gs_server
 from tests.command import PROJECT, Server
 from tests.s3 import Bucket, ObjectServer, list_environment
 from thaw.config import TrainConfig, build_config
@@ -100,24 +101,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def object_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
     """A server that speaks S3 on a free port, in a process of its own."""
     home = tmp_path_factory.mktemp("s3")
-    endpoint = f"http://127.0.0.1:{(port := _find_port())}"
-    server = ObjectServer(endpoint, list_environment(endpoint, nowhere=str(home / "no-profile")))
-    with (home / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.s3", str(port)], stdout=log, stderr=log, cwd=PROJECT
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(httpx.HTTPError):
-                server.counts()
-                break
-            assert process.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()
-            time.sleep(0.1)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(30)
+    with _serve_objects("tests.s3", home) as endpoint:
+        yield ObjectServer(endpoint, list_environment(endpoint, nowhere=str(home / "no-profile")))
 
 
 @pytest.fixture
@@ -139,13 +124,56 @@ def s3(object_server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator
     S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture(scope="session")
+def google_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a server that speaks Google's protocol, in a process of its own."""
+    with _serve_objects("tests.gs", tmp_path_factory.mktemp("gs")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def gs(google_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty bucket of Google's kind."""
+    for name, value in gs_server.list_environment(google_server).items():
+        monkeypatch.setenv(name, value)
+    from gcsfs import GCSFileSystem
+
+    GCSFileSystem.clear_instance_cache()
+    yield gs_server.make_bucket(google_server, f"bucket-{next(_BUCKETS)}")
+    GCSFileSystem.clear_instance_cache()
+
+
 _BUCKETS = itertools.count(1)
+
+
+@contextmanager
+def _serve_objects(module: str, home: Path) -> Iterator[str]:
+    """Run an object store on a free port; yields its endpoint."""
+    endpoint = f"http://127.0.0.1:{(port := _find_port())}"
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, str(port)], stdout=log, stderr=log, cwd=PROJECT
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_open(port):
+            assert process.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()
+            time.sleep(0.1)
+        yield endpoint
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def _find_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _answers(server: Server) -> bool:

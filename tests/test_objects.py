@@ -20,10 +20,12 @@ from thaw.objects import Objects
 NAMES = ["plain.json", "a b.jpg", "cat[1].jpg", "what?.jpg", "50%25.jpg", "a#b+c&d.jpg", "*.jpg", "größe.jpg"]
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", "s3", "gs"])
 def store(request, tmp_path: Path) -> Objects:
     if request.param == "memory":
         return Objects(Url(f"memory://{tmp_path.name}-{os.getpid()}/below"))
+    if request.param == "gs":
+        return Objects(Url(f"{request.getfixturevalue('gs')}/below"))
     return Objects(Url(f"{request.getfixturevalue('s3').url}/below"))
 
 
@@ -122,10 +124,12 @@ def test_files_go_up_and_come_down(store, tmp_path):
     assert (tmp_path / "down.bin").read_bytes() == (tmp_path / "up.bin").read_bytes()
 
 
-def test_a_disk_that_is_full_is_not_waited_for_as_if_it_were_the_store(store):
+def test_a_disk_that_is_full_is_not_waited_for_as_if_it_were_the_store(store, tmp_path):
     store.replace("key", bytes(100_000))
+    # A link: what can't be written to its end is deleted by some.
+    (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(DiskFull, match="no room on this disk for what comes from .*Make room"):
-        store.download("key", Path("/dev/full"))
+        store.download("key", tmp_path / "full")
 
 
 def test_what_is_not_there_is_not_found(store, tmp_path):
@@ -245,6 +249,19 @@ def test_a_bucket_that_is_not_there_is_a_mistake_whatever_is_asked(s3: Bucket, t
         with pytest.raises(
             BadConfig, match="no bucket for s3://no-such-bucket/store. Correct its name, or make it"
         ):
+            ask()
+
+
+def test_a_bucket_of_google_that_is_not_there_is_a_mistake_to_list_or_write_to(gs: str, tmp_path):
+    store = Objects(Url("gs://no-such-bucket/store"))
+    (tmp_path / "file").write_bytes(b"data")
+    for ask in (
+        lambda: store.list(),
+        lambda: store.create("key", b""),
+        lambda: store.replace("key", b""),
+        lambda: store.upload(tmp_path / "file", "key"),
+    ):
+        with pytest.raises(BadConfig, match="no bucket for gs://no-such-bucket/store. Correct its name"):
             ask()
 
 

@@ -32,10 +32,12 @@ FILES = {
 }
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", "s3", "gs"])
 def base(request, tmp_path: Path) -> Url:
     if request.param == "memory":
         return Url(f"memory://{tmp_path.name}-{os.getpid()}")
+    if request.param == "gs":
+        return Url(request.getfixturevalue("gs"))
     return Url(request.getfixturevalue("s3").url)
 
 

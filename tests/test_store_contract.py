@@ -41,12 +41,14 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(params=["folder", "memory", "s3"])
+@pytest.fixture(params=["folder", "memory", "s3", "gs"])
 def address(request, tmp_path: Path) -> str:
     if request.param == "folder":
         return str(tmp_path / "store")
     if request.param == "memory":
         return f"memory://{tmp_path.name}-{os.getpid()}/store"
+    if request.param == "gs":
+        return f"{request.getfixturevalue('gs')}/store"
     return f"{request.getfixturevalue('s3').url}/store"
 
 

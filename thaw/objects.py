@@ -26,6 +26,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 REQUESTS_AT_ONCE = 32
 # What is wrong with the question will be wrong again.
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_REFUSING_STATUSES = (401, 403)
 _PASSING_STATUSES = (408, 409, 425, 429)
 _PASSING_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch")
 _PASSING_ERRORS = frozenset(
@@ -82,8 +83,10 @@ class Objects:
         try:
             self._system, self._root = url_to_fs(str(url), use_listings_cache=False, **options)
         except ImportError as error:
-            how = f"pip install 'thaw[{self._family}]'" if self._family else str(error)
-            raise MissingPackage(f"{url.protocol}:// needs a package that is not installed: {how}") from error
+            how = f"It comes with the extra '{self._family}': pip install -c constraints.txt -e '.[{self._family}]'"
+            raise MissingPackage(
+                f"{url.protocol}:// needs a package that is not installed here. {how if self._family else error}"
+            ) from error
         except ValueError as error:
             raise BadConfig(f"{url} can't be opened: {error}") from error
         if self._family == "s3":
@@ -216,7 +219,7 @@ class Objects:
     def _raise_final(self, error: Exception) -> None:
         """Raise what asking again would not mend, as one of Thaw's errors where a user can put it right."""
         status, code = _read_answer(error)
-        if code == "NoSuchBucket":
+        if code == "NoSuchBucket" or (isinstance(error, FileNotFoundError) and _names_bucket(error)):
             raise BadConfig(
                 f"there is no bucket for {self.url}. Correct its name, or make it with the cloud's own tools."
             ) from error
@@ -232,7 +235,7 @@ class Objects:
         # Only files of this machine have names in their errors.
         if isinstance(error, _FINAL) or getattr(error, "filename", None):
             raise error
-        if isinstance(error, PermissionError) or _lacks_credentials(error):
+        if isinstance(error, PermissionError) or status in _REFUSING_STATUSES or _lacks_credentials(error):
             raise StoreNotWritable(
                 f"{self.url} refuses access ({_say(error)}). Credentials are looked for in the environment, in the "
                 "profile files of the cloud's own tools, in fsspec's settings, and in the Prefect block that "
@@ -264,6 +267,10 @@ class _NoSuchRange(Exception):
 
 def _read_answer(error: Exception) -> tuple[int, str]:
     """The HTTP status and S3's own name of an error that a server answered with, as far as it did."""
+    if _package(error) == "gcsfs":
+        return int(getattr(error, "code", None) or 0), ""
+    if str(error).startswith("Forbidden: "):
+        return 403, ""
     for each in (error, error.__cause__, error.__context__):
         answer = getattr(each, "response", None)
         if isinstance(answer, dict):
@@ -272,13 +279,24 @@ def _read_answer(error: Exception) -> tuple[int, str]:
     return 0, ""
 
 
+def _names_bucket(error: FileNotFoundError) -> bool:
+    """Whether what Google did not find is the place where objects are listed and written to, and not an object."""
+    return bool(re.search(r"(^|/)b/[^/]+/o$", str(error)))
+
+
 def _may_pass(error: Exception, status: int, code: str) -> bool:
     """Whether an error may be the network's or the server's mood: file systems raise whatever their library does."""
     if status:
         return status >= 500 or status in _PASSING_STATUSES or code in _PASSING_CODES
     if _package(error) == "botocore":
         return any(kind.__name__ in _PASSING_ERRORS for kind in type(error).__mro__)
-    return isinstance(error, OSError) or _package(error) in ("aiobotocore", "aiohttp", "gcsfs", "urllib3")
+    return isinstance(error, OSError) or _package(error) in (
+        "aiobotocore",
+        "aiohttp",
+        "gcsfs",
+        "requests",
+        "urllib3",
+    )
 
 
 def _package(error: Exception) -> str:
@@ -288,7 +306,7 @@ def _package(error: Exception) -> str:
 def _lacks_credentials(error: Exception) -> bool:
     """No credentials, or a profile, a token or a log-in that there isn't or that has expired."""
     name = type(error).__name__
-    return any(word in name for word in ("Credential", "Profile", "Token", "SSO", "Login"))
+    return any(word in name for word in ("Credential", "Profile", "Token", "SSO", "Login", "Refresh"))
 
 
 def _say(error: Exception) -> str:
