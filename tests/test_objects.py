@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from fsspec.config import conf
+from fsspec.registry import _registry
 
 from tests.s3 import FAILURES, KEY_ID, SECRET, Bucket
 from thaw import objects
-from thaw.errors import BadConfig, DiskFull, Mistake, StoreNotWritable, StoreUnreachable
+from thaw.errors import BadConfig, DiskFull, MissingPackage, Mistake, StoreNotWritable, StoreUnreachable
 from thaw.location import Url
 from thaw.objects import Objects
 
@@ -263,6 +265,18 @@ def test_a_bucket_of_google_that_is_not_there_is_a_mistake_to_list_or_write_to(g
     ):
         with pytest.raises(BadConfig, match="no bucket for gs://no-such-bucket/store. Correct its name"):
             ask()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "package", "extra"), [("s3", "s3fs", "s3"), ("s3a", "s3fs", "s3"), ("gs", "gcsfs", "gs")]
+)
+def test_a_protocol_that_nothing_installed_speaks_names_the_extra_that_does(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, package: str, extra: str
+):
+    monkeypatch.delitem(_registry, protocol, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=rf"{protocol}:// needs .*extra '{extra}': .*'\.\[{extra}\]'"):
+        Objects(Url(f"{protocol}://bucket/store"))
 
 
 def test_a_bucket_of_an_impossible_name_is_a_mistake(s3: Bucket):
