@@ -149,6 +149,8 @@ def check_setup(setup: Setup) -> TrainConfig:
 
 def _is_there(dump: str) -> bool:
     if isinstance(parse_location(dump), Url):
+        if os.environ.get("THAW_STORAGE_BLOCK"):
+            return True  # the block is on the server, which may be yet to be started
         with open_dump(dump):  # which says what is wrong with it
             return True
     return Path(dump).exists()

@@ -10,8 +10,8 @@ from flows.method import open_store
 
 # What may be asked for: importing a stage makes it known.
 from tasks import features, folds, prediction, release, search, training  # noqa: F401
-from tasks.calls import Answer, StageCall, answer_call, publish_answer
-from tasks.pools import is_waited_for
+from tasks.calls import MACHINE_FAULTS, Answer, StageCall, answer_call, publish_answer
+from tasks.pools import UNABLE, is_waited_for
 from tasks.stage import run_stages
 from thaw.errors import BadConfig, ThawError
 
@@ -38,5 +38,6 @@ def run_stage(call: str, store: str | None = None) -> State:
         worker = os.environ.get("PREFECT__WORKER_NAME") or socket.gethostname()
         publish_answer(found, Answer(made=made, worker=worker), place)
     except ThawError as error:
-        return Failed(message=str(error), data=error)
+        name = UNABLE if isinstance(error, MACHINE_FAULTS) else "Failed"
+        return Failed(name=name, message=str(error), data=error)
     return Completed(name="Cached" if made.reused else "Completed", message=made.note)

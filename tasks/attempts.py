@@ -12,7 +12,7 @@ from uuid import uuid4
 from prefect import get_run_logger
 
 from tasks.calls import Answer, StageCall, discard_call, publish_call, read_progress
-from thaw.errors import StageFailed, StoreUnreachable
+from thaw.errors import StageFailed, StoreUnreachable, ThawError
 from thaw.store import Store
 
 # A worker that is lost costs what it had not published; a third one that is lost is no accident.
@@ -21,6 +21,8 @@ _ATTEMPTS = 3
 _PAUSE_SECONDS = 10
 # One that takes so many times as long as portions no smaller than it has a worker that is ill.
 _STRAGGLES = 3.0
+# A machine may be made for it first; a worker that is lost before it began is noticed by this alone.
+_BEGINNING_SECONDS = 600
 # Before the first batch a worker imports, builds its network and traces it.
 _WARM_UP_SECONDS = 60
 _READERS = 16
@@ -28,14 +30,15 @@ _READERS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """What is seen of an attempt: it waits for a worker, has one, is answered, or lost its worker.
+    """What is seen of an attempt: it waits for a worker, has one, is answered, failed, or lost its worker.
 
     One that is `given` has a worker once there is a slip.
     """
 
-    state: Literal["waiting", "given", "running", "answered", "lost"]
+    state: Literal["waiting", "given", "running", "answered", "failed", "lost"]
     reason: str = ""
     answer: Answer | None = None
+    error: ThawError | None = None
 
 
 class Workers(Protocol):
@@ -51,11 +54,7 @@ class Workers(Protocol):
         """Give a published call to a worker, as soon as one is free; returns what it is known by."""
 
     def look(self, attempts: dict[Any, StageCall]) -> dict[Any, Sight]:
-        """What is seen of each of these attempts.
-
-        Raises:
-            ThawError: one of them failed.
-        """
+        """What is seen of each of these attempts."""
 
     def stop(self, attempts: Iterable[Any], lost: bool = False) -> None:
         """Let nobody work on these any more; `lost` are those of which nothing was heard."""
@@ -71,11 +70,13 @@ class Workers(Protocol):
 class _Attempt:
     """One worker's go at a call. `heard` is when it last told something new, by this process's clock.
 
-    `done` is None before it told anything, and `advanced` once it told of progress.
+    `given` is when it was first seen to be given to a worker. `done` is None before it told anything, and `advanced`
+    once it told of progress.
     """
 
     call: StageCall
     known_by: Any
+    given: float | None = None
     done: int | None = None
     started: float | None = None
     heard: float = 0.0
@@ -84,11 +85,15 @@ class _Attempt:
 
 @dataclass
 class _Job:
-    """A call, and the attempts at it that are not over. It may be tried again from `not_before` on."""
+    """A call, and the attempts at it that are not over. It may be tried again from `not_before` on.
+
+    `trouble` is what became of the last worker that was lost.
+    """
 
     call: StageCall
     attempts: list[_Attempt] = field(default_factory=list)
     tried: int = 0
+    trouble: str = ""
     done: int = 0
     answer: Answer | None = None
     seconds: float = 0.0
@@ -122,7 +127,7 @@ class Crew:
 
         Raises:
             StageFailed: a call lost its worker time and again.
-            ThawError: a call failed; the others are stopped.
+            ThawError: a call failed, and nobody else is at it; the others are stopped.
         """
         asker = uuid4().hex
         jobs = [_Job(call=replace(call, asker=asker), done=call.rows_before) for call in calls]
@@ -159,8 +164,9 @@ class Crew:
 
     def _judge(self, job: _Job, answered: Sequence[_Job], now: float) -> str:
         """What is wrong with those who work on a job, if anything."""
-        if any(attempt.started is None for attempt in job.attempts):
-            return ""
+        waiting = [attempt for attempt in job.attempts if attempt.started is None]
+        if waiting:
+            return "" if any(not _is_overdue(attempt, now) for attempt in waiting) else "not begun"
         alone = len(job.attempts) == 1
         # A stage that can't be shared may well say nothing for long, and who gets it as well waits for its claim.
         if (alone or job.call.can_be_shared) and all(self._is_silent(one, now) for one in job.attempts):
@@ -179,8 +185,8 @@ class Crew:
     def _start(self, job: _Job, call: StageCall) -> None:
         if job.tried >= _ATTEMPTS:
             raise StageFailed(
-                f"'{job.call.title}' lost its worker {job.tried} times. What they published stays: see their logs, "
-                "then run the same command again."
+                f"'{job.call.title}' lost its worker {job.tried} times (at last: {job.trouble}). What they published "
+                "stays: see their logs, then run the same command again."
             )
         job.tried += 1
         call = replace(call, attempt=job.tried)
@@ -188,9 +194,8 @@ class Crew:
         job.attempts.append(_Attempt(call=call, known_by=self._workers.start(call)))
 
     def _look(self, jobs: Sequence[_Job], readers: ThreadPoolExecutor) -> None:
-        by_key = {attempt.known_by: attempt.call for job in jobs for attempt in job.attempts}
-        seen = self._workers.look(by_key)
         attempts = [attempt for job in jobs for attempt in job.attempts]
+        seen = self._workers.look({attempt.known_by: attempt.call for attempt in attempts})
         for state in ("given", "running"):
             some = [attempt for attempt in attempts if seen[attempt.known_by].state == state]
             list(readers.map(partial(self._hear, has_begun=state == "running"), some))
@@ -205,16 +210,20 @@ class Crew:
                     job.attempts.clear()
                     discard_call(attempt.call, self._store)
                     break
-                if sight.state == "lost":
-                    get_run_logger().warning("'%s' lost its worker (%s)", job.call.title, sight.reason)
+                if sight.state in ("lost", "failed"):
                     job.attempts.remove(attempt)
-                    job.not_before = time.monotonic() + _PAUSE_SECONDS
                     discard_call(attempt.call, self._store)
+                    if sight.error and not job.attempts:
+                        raise sight.error
+                    job.trouble = str(sight.error or sight.reason)
+                    job.not_before = time.monotonic() + _PAUSE_SECONDS
+                    get_run_logger().warning("'%s' lost its worker (%s)", job.call.title, job.trouble)
                 else:
                     job.done = max(job.done, attempt.done or 0)
 
     def _hear(self, attempt: _Attempt, has_begun: bool) -> None:
         """Ask how far an attempt is."""
+        attempt.given = attempt.given or time.monotonic()
         try:
             done = read_progress(attempt.call, self._store)
         except (OSError, StoreUnreachable):
@@ -245,3 +254,8 @@ class Crew:
         for attempt in attempts:
             self._workers.stop([attempt.known_by], lost=self._is_silent(attempt, now))
             discard_call(attempt.call, self._store)
+
+
+def _is_overdue(attempt: _Attempt, now: float) -> bool:
+    """Whether a worker that was given a call should have begun by now."""
+    return attempt.given is not None and now - attempt.given > _BEGINNING_SECONDS

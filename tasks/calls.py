@@ -1,7 +1,7 @@
 """Calls of stages that run elsewhere: what is to be made goes in as a record, the handle to it comes back as one.
 
 Only the store passes between the two sides, so that they may run on machines that share nothing else. On a slip in
-it a worker writes how far it is, and by taking the slip away its asker lets it know that nobody waits any more.
+it a worker writes how far it is, and by taking the call away its asker lets it know that nobody waits any more.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Any, Self, get_type_hints
 
 from pydantic import TypeAdapter
 
-from thaw.errors import StageFailed, StoreUnreachable
+from thaw.errors import DiskFull, StageFailed, StoreUnreachable
 from thaw.progress import listen
 from thaw.records import Made, Record, Split
 from thaw.slips import Slip
@@ -24,6 +24,8 @@ _TOLD_SECONDS = 2.0
 _DIGITS = 12
 # A network file system may lose sight of a file for a moment.
 _MOST_ABSENCES = 2
+# What may ail one machine only: another one may fare better.
+MACHINE_FAULTS = (DiskFull, StoreUnreachable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +100,9 @@ def publish_call(call: StageCall, store: Store) -> None:
 def discard_call(call: StageCall, store: Store) -> None:
     """Take a call away, with its slip and its answer. Whoever works on it stops."""
     with suppress(OSError, StoreUnreachable):
-        find_slip(call, store).remove()
         for kind in ("calls", "answers"):
             store.discard(kind, f"{call.digest}.json")
+        find_slip(call, store).remove()
 
 
 def answer_call(call: StageCall, store: Store) -> Made:
@@ -160,11 +162,11 @@ def read_progress(call: StageCall, store: Store) -> int | None:
 class _ProgressSlip:
     """Writes progress on a slip, on a thread of its own: a store that is slow holds no work up.
 
-    What can't be written is left out. Once the slip is taken away, the work that tells of progress next is ended.
+    What can't be written is left out. Once the call is taken away, the work that tells of progress next is ended.
     """
 
     def __init__(self, call: StageCall, store: Store):
-        self._call, self._slip = call, find_slip(call, store)
+        self._call, self._store, self._slip = call, store, find_slip(call, store)
         self._done = self._absences = 0
         self._ended = Event()
         self._thread = Thread(target=self._keep_up, name=f"progress of {call.digest}", daemon=True)
@@ -188,14 +190,19 @@ class _ProgressSlip:
         while True:
             done = self._done
             with suppress(Exception):
-                if not begun:
-                    begun = self._slip.create(self._say(done)) or bool(self._slip.read())
-                self._absences = 0 if self._slip.read() or not begun else self._absences + 1
+                self._absences = 0 if self._is_waited_for() else self._absences + 1
                 if done != told and not self._absences:
-                    self._slip.rewrite(self._say(done))
-                    told = done
+                    if begun or not self._slip.create(self._say(done)):
+                        self._slip.rewrite(self._say(done))
+                    begun, told = True, done
             if self._ended.wait(_TOLD_SECONDS):
-                return
+                break
+        if self._absences:
+            with suppress(Exception):
+                self._slip.remove()
+
+    def _is_waited_for(self) -> bool:
+        return self._store.read("calls", self._call.digest, StageCall) is not None
 
     @staticmethod
     def _say(done: int) -> str:

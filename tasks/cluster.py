@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Failed
 
 from tasks.attempts import Sight
-from tasks.calls import Answer, StageCall, answer_call
+from tasks.calls import MACHINE_FAULTS, Answer, StageCall, answer_call
 from tasks.credentials import use_storage_block
 from thaw.errors import MissingPackage, StageFailed, ThawError
 from thaw.runner import Runner
@@ -58,11 +58,7 @@ class ClusterWorkers:
             return _ask(self._cluster.submit, answer_on_cluster, {"call": call, "store": self._store.address})
 
     def look(self, attempts: dict[Any, StageCall]) -> dict[Any, Sight]:
-        """What became of tasks.
-
-        Raises:
-            ThawError: one of them failed.
-        """
+        """What became of tasks."""
         return {future: self._judge(future, call) for future, call in attempts.items()}
 
     def stop(self, attempts: Iterable[Any], lost: bool = False) -> None:
@@ -93,13 +89,15 @@ class ClusterWorkers:
         try:
             state = task_future.result()
         except Exception as error:  # of Dask: its workers were lost time and again
-            raise StageFailed(f"'{call.title}' on the Dask cluster: {error}") from error
+            return Sight(state="failed", error=StageFailed(f"'{call.title}' on the Dask cluster: {error}"))
         data = state.result(raise_on_failure=False)
         if isinstance(data, Answer):
             return Sight(state="answered", answer=data)
-        if isinstance(data, ThawError):
-            raise data
-        raise StageFailed(f"'{call.title}' on the Dask cluster ended as {state.name}: {state.message}")
+        if isinstance(data, MACHINE_FAULTS):
+            return Sight(state="lost", reason=f"it could not go on there: {data}")
+        if not isinstance(data, ThawError):
+            data = StageFailed(f"'{call.title}' on the Dask cluster ended as {state.name}: {state.message}")
+        return Sight(state="failed", error=data)
 
 
 @contextmanager

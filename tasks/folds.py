@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from tasks.features import cache_features
 from tasks.screen import show
 from tasks.stage import stage
-from thaw import features, folds, suspects
+from thaw import folds, suspects
 from thaw.config import GateConfig, HeadConfig, TrainConfig
 from thaw.duplicates import Duplicates
 from thaw.folds import CrossValidation, FoldsConfig, ScoredFold
@@ -25,11 +26,11 @@ def draw_folds(
     return folds.publish_folds(split, settings, seed, store, duplicates.rows)
 
 
-@stage("features of {fold.strategy}, seed {fold.seed}", wants_gpu=True, retries=1)
-def cache_fold(fold: Split, source: ViewSource, settings: HeadConfig, store: Store) -> Made[Features]:
+def cache_fold(fold: Split, source: ViewSource, settings: HeadConfig, store: Store) -> Features:
+    """Fill the cache with what a head needs of a fold: to train on, and to be measured with."""
     images = (source.dump, source.backbone, source.settings, source.backbone.end, store)
     views = (settings.views, source.augmentation if settings.views else None)
-    return features.cache_features(fold, *images, *views, sides=("train", "validation"))
+    return cache_features(fold, *images, (), *views, sides=("train", "validation"))
 
 
 @stage("train without {fold.strategy}, seed {fold.seed}", wants_gpu=True, retries=1)

@@ -28,6 +28,8 @@ from thaw.errors import NoDeployment, StageFailed
 from thaw.store import Store
 
 DEPLOYMENT, POOL = "stage/gpu", "thaw-gpu"
+# The state of a child run whose machine is at fault, not its work.
+UNABLE = "Unable"
 
 _POLL_SECONDS = 2
 _OUTAGE_SECONDS, _MOST_OUTAGES = 10, 30
@@ -80,11 +82,7 @@ class PoolWorkers:
         return _outlast_outages(start).id
 
     def look(self, attempts: dict[UUID, StageCall]) -> dict[UUID, Sight]:
-        """What the server says of child runs.
-
-        Raises:
-            StageFailed: one of them failed, or was cancelled.
-        """
+        """What the server says of child runs."""
         found = _outlast_outages(_read_runs, list(attempts))
         return {run: self._judge(found.get(run), call) for run, call in attempts.items()}
 
@@ -122,9 +120,15 @@ class PoolWorkers:
             return Sight(state="answered", answer=read_answer(call, self._store))
         if state.is_crashed():
             return Sight(state="lost", reason=f"crashed on its worker: {state.message}")
+        if state.name == UNABLE:
+            return Sight(state="lost", reason=f"it could not go on there: {state.message}")
         if state.is_final():
-            raise StageFailed(f"'{call.title}' on pool {POOL} ended as {state.name}: {state.message}")
-        return Sight(state="running" if state.is_running() or state.is_pending() else "waiting")
+            error = StageFailed(f"'{call.title}' on pool {POOL} ended as {state.name}: {state.message}")
+            return Sight(state="failed", error=error)
+        if state.is_pending():
+            # Its process, or its machine, is being started.
+            return Sight(state="given")
+        return Sight(state="running" if state.is_running() else "waiting")
 
 
 def cancel_children(flow: Any, flow_run: Any, state: Any) -> None:

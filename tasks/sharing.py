@@ -76,11 +76,11 @@ def run_shared(
             computed = sum(answer.made.value.computed for answer in answers)
             _show_workers(title, answers)
     made = function(plan.request, store=store)
-    note = f"{plan.rows - computed} of {plan.rows} rows were cached"
+    note = f"{plan.rows - computed} of {plan.rows} rows were cached" if made.reused else made.note
     if plan.portions:
         workers = len({answer.worker for answer in answers})
         note += f"; {len(answers)} portions by {workers} worker{'s' if workers > 1 else ''}"
-    return replace(made, reused=computed == 0, note=note)
+    return replace(made, reused=made.reused and computed == 0, note=note)
 
 
 class Crews:

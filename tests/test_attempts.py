@@ -20,6 +20,7 @@ STALLED_SECONDS = 100
 Script = Callable[[int, StageCall, float], Sight]
 WAITING, RUNNING = Sight(state="waiting"), Sight(state="running")
 LOST = Sight(state="lost", reason="crashed")
+FAILED = Sight(state="failed", error=StageFailed("the dump is gone"))
 
 
 class Workers:
@@ -92,7 +93,7 @@ def test_what_lost_its_worker_is_given_to_another_after_a_pause(run: Callable):
 
 
 def test_what_loses_three_workers_is_lost(run: Callable):
-    with pytest.raises(StageFailed, match="'a' lost its worker 3 times"):
+    with pytest.raises(StageFailed, match=r"'a' lost its worker 3 times \(at last: crashed\)"):
         run(Workers(lambda *_: LOST), call("a"))
 
 
@@ -145,15 +146,37 @@ def test_one_that_takes_much_longer_than_the_rest_gets_help(run: Callable, store
 
 def test_when_one_fails_the_others_are_stopped_and_nothing_is_left_in_the_store(run: Callable, store: Store):
     def work(number: int, call: StageCall, now: float) -> Sight:
-        if number == 1 and now > 30:
-            raise StageFailed("the dump is gone")
-        return RUNNING
+        return FAILED if number == 1 and now > 30 else RUNNING
 
     workers = Workers(work)
     with pytest.raises(StageFailed, match="^the dump is gone$"):
         run(workers, call("a"), call("b"), call("c"))
-    assert {number for number, _ in workers.stopped} == {0, 1, 2}
+    assert {number for number, _ in workers.stopped} == {0, 2}
     assert not any(store.folder("calls").iterdir())
+
+
+def test_what_fails_on_one_worker_while_another_is_at_it_is_left_to_that_one(run: Callable):
+    def work(number: int, call: StageCall, now: float) -> Sight:
+        if number == 0:
+            return FAILED if now > 250 else RUNNING
+        return answer(number) if now > 300 else RUNNING
+
+    workers = Workers(work)
+    assert run(workers, call("a")) == [1]
+    assert len(workers.started) == 2
+
+
+def test_who_waits_for_a_machine_is_not_called_silent(run: Callable):
+    workers = Workers(lambda number, call, now: answer(number) if now > 500 else Sight(state="given"))
+    assert run(workers, call("a")) == [0]
+
+
+def test_what_is_not_begun_after_ten_minutes_goes_to_another_worker_as_well(run: Callable):
+    def work(number: int, call: StageCall, now: float) -> Sight:
+        return answer(number) if number and now > 650 else Sight(state="given")
+
+    workers = Workers(work)
+    assert run(workers, call("a")) == [1]
 
 
 def test_progress_counts_what_was_there_before_and_ends_with_all_of_it(run: Callable):
@@ -178,6 +201,26 @@ def test_progress_is_told_with_its_rate_and_the_time_left(
     done: int, total: int, per_second: float, said: str
 ):
     assert say_pace(done, total, per_second) == said
+
+
+def test_a_call_that_is_taken_away_before_anybody_began_is_not_worked_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    from tasks import calls
+
+    def work(store: Store) -> Made[int]:
+        with track("rows", 10**9, "rows") as advance:
+            while True:
+                advance()
+
+    monkeypatch.setattr(calls, "_TOLD_SECONDS", 0.01)
+    monkeypatch.setitem(calls._served, "work", (work, work))
+    asked = StageCall(stage="work", title="portion 1")
+    publish_call(asked, store)
+    discard_call(asked, store)
+    with pytest.raises(StageFailed, match="nobody waits for 'portion 1' any more"):
+        answer_call(asked, store)
+    assert read_progress(asked, store) is None
 
 
 def test_whoever_works_on_a_call_that_is_taken_away_stops(

@@ -7,7 +7,7 @@ import pytest
 from tests.drift_samples import draw_images, save_head
 from tests.prepared import Prepared, head_of
 from thaw.batch import LabelRequest, begin_labels, label_images, label_portion, label_request
-from thaw.errors import NotPublished
+from thaw.errors import BadDump, NotPublished
 from thaw.evaluate import EvaluationRequest, begin_evaluation, evaluate, evaluate_request, score_portion
 from thaw.pieces import fetch_pieces, plan_pieces, publish_piece
 from thaw.portions import PortionSize
@@ -117,4 +117,24 @@ def test_labels_in_pieces_are_those_of_one_worker_and_so_is_the_drift(prepared: 
     assert Path(shared.file).read_bytes() == Path(alone.file).read_bytes()
     assert shared.drift == alone.drift
     assert (shared.model, shared.unreadable) == ("champion", 1)
-    assert fetch_pieces(request.address, 61, store) == []
+    assert fetch_pieces(plan.request.address, 61, store) == []
+
+
+def test_images_that_come_or_go_while_others_are_labelled_end_it(prepared: Prepared, tmp_path: Path):
+    images, store = draw_images(tmp_path / "images", 30, 30), Store(tmp_path / "s")
+    save_head(prepared, tmp_path / "model.keras", with_population=True)
+    request = LabelRequest(
+        sources=(str(images),),
+        model=str(tmp_path / "model.keras"),
+        file=None,
+        false_alarm_rate=0.01,
+        batch="1",
+    )
+    plan = begin_labels(request, at_most(32), store=store).value
+    first, second = plan.portions
+    label_portion(plan.request, first, store)
+    (images / "a_new_one.jpg").write_bytes(sorted(images.iterdir())[0].read_bytes())
+    with pytest.raises(BadDump, match="images came to .*, or went, while they were labelled. Run the same"):
+        label_portion(plan.request, second, store)
+    # Nothing of one listing is taken for a piece of another.
+    assert len(begin_labels(request, at_most(32), store=store).value.portions) == 2

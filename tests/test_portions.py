@@ -94,13 +94,13 @@ def test_a_pass_that_keeps_a_shallower_cut_as_well_counts_the_bytes_of_both(requ
     ("images", "views", "workers", "limit"),
     [
         (1_000_000, 1, 8, 31_250),
-        (25_000, 1, 2, 3_125),
-        (25_000, 1, 0, 6_250),
+        (1_000_000, 1, 64, 3_907),
+        (100_000, 1, 0, 3_125),
         (4_000, 1, 8, 2_048),
         (4_000, 5, 8, 410),
     ],
 )
-def test_where_nobody_says_how_many_images_each_worker_gets_four_portions_worth_starting_it_for(
+def test_where_nobody_says_how_many_images_each_worker_gets_some_portions_worth_starting_it_for(
     images: int, views: int, workers: int, limit: int
 ):
     assert PortionSize(images=None, megabytes=PLENTY, workers=workers).limit_images(images, views) == limit

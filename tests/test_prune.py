@@ -238,9 +238,11 @@ def publish_fold(split: Split, store: Store) -> str:  # noqa: F811
     return publish_folds(learned, FoldsConfig(folds=2), 0, store).value[0].digest
 
 
-def test_while_a_run_is_at_work_features_and_checkpoints_stay(store: Store, monkeypatch, later):  # noqa: F811
+def test_while_a_run_is_at_work_features_checkpoints_and_pieces_stay(store: Store, monkeypatch, later):  # noqa: F811
     fill_needed(store)
     fill_waste(store)
+    with store.publish_folder("pieces", "e" * 16, "0-64"):
+        pass
     before = look(store)
     slip = store.slip("claims", f"checkpoints-{OURS}")
     # One whose holder was killed more than a day ago protects nothing.
@@ -254,7 +256,7 @@ def test_while_a_run_is_at_work_features_and_checkpoints_stay(store: Store, monk
         patch.setattr(prune, "_age", lambda facts: 0.0 if facts.written >= held.written else age(facts))
         found = prune_store(store, delete=True)
     assert found.busy == (f"checkpoints-{OURS}",)
-    assert {one.kind for one in found.kept} == {"features", "checkpoints", "journals"}
+    assert {one.kind for one in found.kept} == {"features", "checkpoints", "journals", "pieces"}
     assert {one.kind for one in found.waste} == {"damaged", "runs" if store.mirror else "partial"}
     assert set(look(store)) < set(before)
     assert f"journals/{OURS}/000007/{MARKER}" in look(store)

@@ -18,7 +18,7 @@ from thaw.archive import open_dump
 from thaw.config import DumpConfig, build_config
 from thaw.dump import scan_dump
 from thaw.errors import BadConfig, BadDump, BadImage, StoreUnreachable
-from thaw.location import Url
+from thaw.location import Url, parse_location
 from thaw.objects import Objects
 from thaw.predict import list_images
 from thaw.store import Store
@@ -244,6 +244,8 @@ def test_a_store_that_fails_now_and_then_gives_the_right_bytes(s3: Bucket, tmp_p
     [
         "s3://AKIAPLANTED:planted-secret@bucket/photos",
         "s3://AKIAPLANTED:planted/secret@bucket/photos",
+        "s3://AKIAPLANTED:7/planted/secret@bucket/photos",
+        "S3://AKIAPLANTED:planted-secret@bucket/photos",
         "s3://bucket/photos?secret=planted",
     ],
 )
@@ -252,6 +254,11 @@ def test_credentials_in_a_url_are_refused_without_a_word_of_them(url):
         with pytest.raises(BadConfig, match="credentials come from their usual places") as caught:
             ask()
         assert "planted" not in str(caught.value).lower()
+
+
+def test_a_protocol_may_be_written_in_capitals():
+    assert parse_location("S3://Bucket/Photos") == "s3://Bucket/Photos"
+    assert parse_location("FILE:///photos") == Path("/photos")
 
 
 def test_a_url_stays_text_in_settings():

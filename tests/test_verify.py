@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,28 @@ def read(store: Store, key: str) -> bytes:
 
 def look(store: Store) -> dict[str, Facts]:
     return {key: facts for key, facts in store.survey().items() if not key.startswith("damaged/")}
+
+
+def test_what_grows_while_it_is_looked_at_is_not_damaged(store: Store, monkeypatch):
+    fill(store)
+    survey = store.survey()
+
+    def shrink(key: str, facts: Facts) -> Facts:
+        return replace(facts, size=facts.size // 2) if key == "registry.json" else facts
+
+    earlier = {key: shrink(key, facts) for key, facts in survey.items()}
+    monkeypatch.setattr(Store, "survey", lambda *_: earlier)
+    assert verify_store(store).damaged == ()
+
+
+def test_what_a_listing_did_not_show_yet_is_not_lost(store: Store, monkeypatch):
+    fill(store)
+    if not store.mirror:
+        pytest.skip("a disk shows all of a folder")
+    late = find(store, f"runs/{outcome('a').run}", "model.keras")
+    earlier = {key: facts for key, facts in store.survey().items() if key != late}
+    monkeypatch.setattr(Store, "survey", lambda *_: earlier)
+    assert verify_store(store).damaged == ()
 
 
 def test_a_store_that_is_whole_is_told_so_kind_by_kind_and_stays_as_it_is(store: Store):

@@ -18,7 +18,7 @@ from thaw.location import Url, parse_source
 from thaw.model import load_model, load_population
 from thaw.pieces import clear_pieces, fetch_pieces, is_made, plan_pieces, publish_piece
 from thaw.portions import Portion, PortionPlan, PortionReport, PortionSize, report_portion
-from thaw.predict import BATCH_IMAGES, find_model, list_images, predict_images
+from thaw.predict import BATCH_IMAGES, digest_listing, find_model, list_images, predict_images
 from thaw.records import Made, Record, digest_of
 from thaw.registry import read_registry
 from thaw.report.drift import say_drift
@@ -49,7 +49,8 @@ class LabelRequest(Record):
     """What `label_images` is asked for, for many to work on.
 
     `batch` tells it from other requests for the same images, which may have changed in between. `name` is what the
-    model was called by who asked.
+    model was called by who asked. `images` is how many there are, and `listing` what `digest_listing` says of them,
+    once they were looked for.
     """
 
     sources: tuple[str, ...]
@@ -58,6 +59,8 @@ class LabelRequest(Record):
     false_alarm_rate: float
     batch: str
     name: str | None = None
+    images: int = 0
+    listing: str = ""
 
     @property
     def title(self) -> str:
@@ -67,7 +70,7 @@ class LabelRequest(Record):
     @property
     def address(self) -> str:
         """Where the pieces of the answers lie."""
-        return digest_of("labels", self.batch, *self.sources)
+        return digest_of("labels", self.batch, self.model, self.listing)
 
     def parse_sources(self) -> list[Path | Url]:
         """Where the images are."""
@@ -80,7 +83,7 @@ def label_images(
     file: Path | None,
     store: Store,
     false_alarm_rate: float = FALSE_ALARM_RATE,
-    address: str | None = None,
+    pieces: Sequence[Path] = (),
 ) -> Made[Labelled]:
     """Label images, write the rows to a CSV or Parquet file, in one piece at the end, and the drift beside it.
 
@@ -89,7 +92,7 @@ def label_images(
         file: ends in .csv or .parquet; relative to `predictions/` in the store, where a CSV file of its own is
             made if none is named.
         false_alarm_rate: how often images like those that the model learned from may be said to have drifted.
-        address: where others may have labelled all of the images, in pieces.
+        pieces: what others have labelled, of all the images.
 
     Raises:
         BadDump: there are no images that can be read, or an archive can't be opened.
@@ -107,9 +110,7 @@ def label_images(
     written = _make_place(
         file or Path(f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}-{facts.checkpoint}-{token_hex(2)}.csv"), store
     )
-    rows, along = _read_pieces(address, sources, store) if address else ([], None)
-    if not rows:
-        rows, along = labeller.label(sources)
+    rows, along = _read_pieces(pieces) if pieces else labeller.label(sources)
     if not rows:
         raise BadDump(
             f"no images found in {', '.join(map(str, sources))}. Pass images, folders or zip archives."
@@ -147,10 +148,11 @@ def begin_labels(request: LabelRequest, size: PortionSize, store: Store) -> Made
     # Should another model become champion meanwhile, all portions are labelled by the same one.
     request = replace(request, model=str(_name_model(request.model, store)))
     with ExitStack() as opened:
-        count = sum(1 for _ in list_images(request.parse_sources(), opened))
-    portions = plan_pieces(request.address, count, size, BATCH_IMAGES, store)
-    plan = PortionPlan(request=request, portions=portions, rows=count)
-    return Made(value=plan, reused=False, note=f"{count:,} images in {len(portions):,} portions")
+        paths = [path for path, _ in list_images(request.parse_sources(), opened)]
+    request = replace(request, images=len(paths), listing=digest_listing(paths))
+    portions = plan_pieces(request.address, len(paths), size, BATCH_IMAGES, store)
+    plan = PortionPlan(request=request, portions=portions, rows=len(paths))
+    return Made(value=plan, reused=False, note=f"{len(paths):,} images in {len(portions):,} portions")
 
 
 def label_portion(
@@ -164,7 +166,7 @@ def label_portion(
     started, reused = time.monotonic(), is_made(request.address, portion, store)
     if not reused:
         labeller = _Labeller(find_model(request.model, store))
-        rows, along = labeller.label(request.parse_sources(), portion.start, portion.end)
+        rows, along = labeller.label(request.parse_sources(), portion.start, portion.end, request.listing)
         with publish_piece(request.address, portion, store) as folder:
             write_answers(folder / _ANSWERS, labeller.facts.classes, rows, ".parquet")
             if along is not None:
@@ -182,7 +184,8 @@ def label_request(request: LabelRequest, store: Store) -> Made[Labelled]:
     """
     store.check_may_make("predictions", request.batch)
     file = Path(request.file) if request.file else None
-    given = (request.model, file, store, request.false_alarm_rate, request.address)
+    pieces = fetch_pieces(request.address, request.images, store)
+    given = (request.model, file, store, request.false_alarm_rate, pieces)
     made = label_images(request.parse_sources(), *given)
     clear_pieces(request.address, store)
     return replace(made, value=replace(made.value, model=request.name or request.model))
@@ -196,9 +199,13 @@ class _Labeller:
         self.population = load_population(path)
 
     def label(
-        self, sources: Sequence[Path | Url], start: int = 0, end: int | None = None
+        self,
+        sources: Sequence[Path | Url],
+        start: int = 0,
+        end: int | None = None,
+        listing: str | None = None,
     ) -> tuple[list[LabelledImage], np.ndarray | None]:
-        """The answers of the images from `start` up to `end`, and where those that could be read lie.
+        """The answers of the images from `start` up to `end` of a listing, and where those that could be read lie.
 
         That is along the axes of the model's population: float64 (n, components), None where it has none.
         """
@@ -208,7 +215,7 @@ class _Labeller:
             along.append(project(pooled, self.population.mean, self.population.basis))
 
         kept = keep if self.population else None
-        rows = list(predict_images(self._network, self.facts, sources, kept, start, end))
+        rows = list(predict_images(self._network, self.facts, sources, kept, start, end, listing))
         return rows, np.concatenate(along) if along else None
 
 
@@ -218,13 +225,8 @@ def _name_model(name: str, store: Store) -> Path | str:
     return f"v{read_registry(store).find(name).number}" if str(path) != name else name
 
 
-def _read_pieces(
-    address: str, sources: Sequence[Path | Url], store: Store
-) -> tuple[list[LabelledImage], np.ndarray | None]:
-    """What others have labelled, nothing where that are not all images."""
-    with ExitStack() as opened:
-        count = sum(1 for _ in list_images(sources, opened))
-    folders = fetch_pieces(address, count, store)
+def _read_pieces(folders: Sequence[Path]) -> tuple[list[LabelledImage], np.ndarray | None]:
+    """What others have labelled."""
     rows = [row for folder in folders for row in read_answers(folder / _ANSWERS)]
     along = [np.load(folder / _ALONG) for folder in folders if (folder / _ALONG).exists()]
     return rows, np.concatenate(along) if along else None

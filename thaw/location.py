@@ -9,7 +9,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from thaw.errors import BadConfig
 
-_URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 _EXAMPLES = {"s3": "an AWS profile or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "gcloud's login"}
 
 
@@ -43,12 +43,14 @@ def parse_source(text: str | Path) -> Path | Url:
     if not isinstance(text, str | Path):
         raise ValueError(f"a path or a URL is text. Received: {text!r}")
     match = _URL.fullmatch(str(text))
-    if match is None or match["protocol"] in ("file", "local"):
+    protocol = match["protocol"].lower() if match else "file"
+    if match is None or protocol in ("file", "local"):
         return Path(match["rest"] if match else text)
-    protocol, rest = match["protocol"], match["rest"].rstrip("/")
+    rest = match["rest"].rstrip("/")
     bucket = rest.split("/")[0]
     # A secret key may hold a slash, so that the @ comes later; after a host a colon is followed by a port.
-    if re.search(r"@|:(?!\d+$)", bucket) or "?" in rest or "#" in rest:
+    carries_some = re.search(r"@|:(?!\d+$)", bucket) or (":" in bucket and "@" in rest)
+    if carries_some or "?" in rest or "#" in rest:
         # The text itself is left out: it may hold a secret.
         usual = _EXAMPLES.get(protocol, "what fsspec's settings say")
         raise BadConfig(

@@ -17,8 +17,9 @@ from thaw.store import Store
 
 # More portions than this would be more bookkeeping than work.
 _MOST_PORTIONS = 1000
-# So few that starting a worker for each costs little, and so many that nobody waits long for the last one.
-_PORTIONS_PER_WORKER = 4
+# So few that starting a worker for each costs little, and so many that nobody waits long for the last one. What counts
+# as one worker may start many machines, and more may come.
+_PORTIONS_PER_WORKER, _PORTIONS = 4, 32
 _LEAST_ROWS = 2048
 
 
@@ -26,7 +27,7 @@ _LEAST_ROWS = 2048
 class PortionSize(Record):
     """The most that a portion holds: images, and 10^6 bytes of features.
 
-    Where `images` is None it follows from how many `workers` there are to share the work among.
+    Where `images` is None it follows from how much there is to share out, and among how many `workers`.
     """
 
     images: int | None
@@ -37,7 +38,8 @@ class PortionSize(Record):
         """The most images of a portion, where so many are to be shared out, with so many rows of each."""
         if self.images:
             return self.images
-        rows = max(_LEAST_ROWS, math.ceil(images * views / (_PORTIONS_PER_WORKER * max(1, self.workers))))
+        portions = max(_PORTIONS, _PORTIONS_PER_WORKER * self.workers)
+        rows = max(_LEAST_ROWS, math.ceil(images * views / portions))
         return max(1, math.ceil(rows / views))
 
 

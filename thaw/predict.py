@@ -1,7 +1,8 @@
 """Class probabilities of image files, folders and archives, by a saved model."""
 
+import hashlib
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 
 from thaw.answers import LabelledImage
 from thaw.archive import is_image_name, open_dump, printable
-from thaw.errors import BadImage
+from thaw.errors import BadDump, BadImage
 from thaw.images import read_image
 from thaw.layout import natural_key
 from thaw.location import Url
@@ -48,6 +49,7 @@ def predict_images(
     keep: Callable[[np.ndarray], None] | None = None,
     start: int = 0,
     end: int | None = None,
+    listing: str | None = None,
 ) -> Iterator[LabelledImage]:
     """Label every image found in files, folders and zip archives, on a disk or at URLs, in their order.
 
@@ -57,13 +59,20 @@ def predict_images(
         keep: is given, batch by batch, what the model's frozen prefix makes of the images that could be read:
             float32 (n, channels).
         start, end: which of the images, all of them by default.
+        listing: what `digest_listing` says of all of them, where others count on the same images.
 
     Raises:
-        BadDump: an archive can't be opened.
+        BadDump: an archive can't be opened, or the images are not those of the listing any more.
     """
     model = watch_prefix(model) if keep else model
     with ExitStack() as opened, ThreadPoolExecutor(count_readers(sources)) as pool:
-        images = list(list_images(sources, opened))[start:end]
+        images = list(list_images(sources, opened))
+        if listing and digest_listing(path for path, _ in images) != listing:
+            raise BadDump(
+                f"images came to {', '.join(map(str, sources))}, or went, while they were labelled. "
+                "Run the same command again."
+            )
+        images = images[start:end]
         read = partial(_read_image, facts=facts)
         with track("predict", len(images), "images") as advance:
             for first in range(0, len(images), BATCH_IMAGES):
@@ -71,6 +80,14 @@ def predict_images(
                 paths = [path for path, _ in batch]
                 yield from _label_batch(model, facts, paths, list(pool.map(read, batch)), keep)
                 advance(len(batch))
+
+
+def digest_listing(paths: Iterable[str]) -> str:
+    """What tells images, in their order, from others."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.encode() + b"\0")
+    return digest.hexdigest()
 
 
 def count_readers(sources: Sequence[Path | Url]) -> int | None:

@@ -37,6 +37,7 @@ _PASSED = {
     "answers": "the run that asked is over",
     "progress": "the run that watched it is over",
 }
+_READ_BY_RUNS = ("features", "checkpoints", "pieces", "calls", "answers", "progress")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ def _part(waste: list[Waste], busy: list[str]) -> tuple[list[Waste], list[Waste]
 
 def _must_stay(one: Waste, busy: list[str]) -> bool:
     """Whether a run at work may read it, or has claimed it."""
-    may_be_read = busy and one.kind in ("features", "checkpoints") and not _is_payload_key(one.place)
+    may_be_read = busy and one.kind in _READ_BY_RUNS and not _is_payload_key(one.place)
     return bool(may_be_read) or any(claim.rpartition("-")[2] in one.place.split("/") for claim in busy)
 
 

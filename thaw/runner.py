@@ -29,8 +29,8 @@ class Runner(Section):
     portion_images: int | None = Field(
         None,
         ge=1,
-        description="A worker is given at most so many images at a time. When empty, each worker that is online gets "
-        "some four portions, of 2,048 rows or more.",
+        description="A worker is given at most so many images at a time. When empty, there are 32 portions, or four "
+        "for each worker that is online, of 2,048 rows or more.",
     )
     portion_megabytes: int = Field(20_000, ge=1, description="And at most so many 10^6 bytes of features.")
     stalled_seconds: int = Field(

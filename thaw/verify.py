@@ -196,7 +196,7 @@ def _look_at(thing: _Thing, survey: Mapping[str, Facts], store: Store) -> _Findi
 def _look_at_folder(thing: _Thing, survey: Mapping[str, Facts], store: Store) -> _Finding:
     """Compare a folder with its marker."""
     marker_key = thing.files[MARKER]
-    data = _read(marker_key, survey[marker_key].size, store)
+    data = _read(marker_key, store)
     try:
         marker = read_marker(data)
     except ValueError as error:
@@ -221,7 +221,7 @@ def _look_at_folder(thing: _Thing, survey: Mapping[str, Facts], store: Store) ->
     if name and name not in marker:
         return _Finding(reason=f"it lacks {name}", bytes=read)
     if name:
-        record = _read(places[name], marker[name].bytes, store)
+        record = _read(places[name], store)
         own = {file: facts.sha256 for file, facts in marker.items() if file != name}
         reason = _parse_shard(record, own) if name == _SHARD else parse_record(thing.kind, record)
         return _Finding(reason=reason, bytes=read)
@@ -243,7 +243,7 @@ def _parse_shard(data: bytes, expected: Mapping[str, str]) -> str | None:
 def _look_at_old_shard(thing: _Thing, survey: Mapping[str, Facts], store: Store) -> _Finding:
     """Compare a shard that has no marker with the checksums that it has of its own."""
     own = thing.files[_SHARD]
-    data = _read(own, survey[own].size, store)
+    data = _read(own, store)
     try:
         checksums = json.loads(data)["sha256"]
         expected = {
@@ -267,7 +267,7 @@ def _look_at_record(thing: _Thing, survey: Mapping[str, Facts], store: Store) ->
     key = thing.files.get(kind.file or "", thing.files.get(""))
     if kind.record is None or key is None:
         return _Finding(unchecked=len(thing.files))
-    data = _read(key, survey[key].size, store)
+    data = _read(key, store)
     reason, notices = parse_record(kind, data), True
     # Of the text itself: a record of an older version has fields less.
     if reason is None and kind.names_content and not is_digest_of(digest, json.loads(data)):
@@ -278,31 +278,41 @@ def _look_at_record(thing: _Thing, survey: Mapping[str, Facts], store: Store) ->
 def _compare(expected: Mapping[str, _Expected], survey: Mapping[str, Facts], store: Store) -> _Finding:
     read = 0
     for name, file in expected.items():
-        facts = survey.get(file.key)
-        if facts is None:
+        size = _measure(file.key, survey, store)
+        if size is None:
             return _Finding(reason=f"{name} is lost", bytes=read)
-        if file.bytes not in (None, facts.size):
-            return _Finding(reason=f"{name} has {facts.size} bytes, not {file.bytes}", bytes=read)
+        if file.bytes not in (None, size):
+            return _Finding(reason=f"{name} has {size} bytes, not {file.bytes}", bytes=read)
         found = hashlib.sha256()
         try:
-            for piece in _read_pieces(file.key, facts.size, store):
+            for piece in _read_pieces(file.key, size, store):
                 found.update(piece)
         except FileNotFoundError:
             return _Finding(reason=f"{name} is lost", bytes=read)
-        read += facts.size
+        read += size
         if found.hexdigest() != file.sha256:
             return _Finding(reason=f"{name} does not match its checksum", bytes=read)
     return _Finding(bytes=read)
 
 
-def _read(key: str, size: int, store: Store) -> bytes:
-    return b"".join(_read_pieces(key, size, store))
+def _read(key: str, store: Store) -> bytes:
+    """A record, as it is now: one that is replaced may have grown since the survey."""
+    return store.mirror.objects.read(key) if store.mirror else store.folder(key).read_bytes()
 
 
 def _read_again(key: str, store: Store) -> bytes | None:
     with suppress(FileNotFoundError):
-        return store.mirror.objects.read(key) if store.mirror else store.folder(key).read_bytes()
+        return _read(key, store)
     return None
+
+
+def _measure(key: str, survey: Mapping[str, Facts], store: Store) -> int | None:
+    """The size of a file, None where there is none. A listing of many pages may show less than there is."""
+    facts = survey.get(key)
+    if facts is None and store.mirror:
+        with suppress(FileNotFoundError):
+            facts = store.mirror.objects.find(key)
+    return facts.size if facts else None
 
 
 def _read_pieces(key: str, size: int, store: Store) -> Iterator[bytes]:
