@@ -44,6 +44,7 @@ def cache_features(
     augmentation: AugmentationConfig | None = None,
     sides: Sequence[Side] = SIDES,
     mirrored: bool = False,
+    fold: str = "",
 ) -> Features:
     """Fill the cache with what a stage needs of a split, or with its mirror images."""
     request = FeatureRequest(
@@ -57,5 +58,6 @@ def cache_features(
         views=views,
         augmentation=augmentation if views else None,
         mirrored=mirrored,
+        fold=fold,
     )
     return cache_request(request, store)

@@ -30,7 +30,8 @@ def cache_fold(fold: Split, source: ViewSource, settings: HeadConfig, store: Sto
     """Fill the cache with what a head needs of a fold: to train on, and to be measured with."""
     images = (source.dump, source.backbone, source.settings, source.backbone.end, store)
     views = (settings.views, source.augmentation if settings.views else None)
-    return cache_features(fold, *images, (), *views, sides=("train", "validation"))
+    title = f"{fold.strategy}, seed {fold.seed}"
+    return cache_features(fold, *images, (), *views, sides=("train", "validation"), fold=title)
 
 
 @stage("train without {fold.strategy}, seed {fold.seed}", wants_gpu=True, retries=1)

@@ -57,7 +57,8 @@ class FeatureRequest(Record):
     """Rows of the feature cache that a stage asks for: images of a split at a cut.
 
     `split` is a digest. Images to train on are wanted in `views` augmented views of each, the others as they
-    are; or all of them mirrored. `keep` are shallower cuts to fill in the same pass.
+    are; or all of them mirrored. `keep` are shallower cuts to fill in the same pass. `fold` says to people which
+    fold the split is.
     """
 
     split: str
@@ -70,10 +71,13 @@ class FeatureRequest(Record):
     views: Views = 0
     augmentation: AugmentationConfig | None = None
     mirrored: bool = False
+    fold: str = ""
 
     @property
     def title(self) -> str:
         """What it is for people."""
+        if self.fold:
+            return f"features of {self.fold}"
         if self.mirrored:
             return f"mirror images at {self.cut}"
         if self.sides == ("test",):
